@@ -1,0 +1,1 @@
+"""GLoSS, step by step: the helper package behind the notebooks."""
