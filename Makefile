@@ -54,4 +54,4 @@ site: setup  ## the executed notebooks as HTML pages under site/
 	$(PY) -m gloss_utils.course --profile $(PROFILE) -p DATASET $(DATASET) --site site $(ARGS)
 
 clean:  ## remove what the notebooks made for DATASET (never raw files)
-	cd data/$(DATASET) && rm -rf interactions.parquet catalog.parquet splits models queries rankings metrics cache results.csv cleaning_report.csv
+	cd data/$(DATASET) && rm -rf interactions.parquet catalog.parquet splits models queries rankings metrics cache results.csv cleaning_report.csv course_state.json

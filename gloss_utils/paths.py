@@ -76,6 +76,11 @@ class DatasetPaths:
         return self.root / "results.csv"
 
     @property
+    def course_state(self) -> Path:
+        """What the runner remembers, so that it can skip what is up to date."""
+        return self.root / "course_state.json"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

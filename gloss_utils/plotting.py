@@ -40,7 +40,12 @@ def save(figure: plt.Figure, path: str | Path) -> Path:
 
 
 def bars_with_intervals(
-    table: pd.DataFrame, label: str, value: str = "value", low: str = "low", high: str = "high", xlabel: str = ""
+    table: pd.DataFrame,
+    label: str,
+    value: str = "value",
+    low: str = "low",
+    high: str = "high",
+    xlabel: str = "",
 ) -> plt.Figure:
     """Horizontal bars, one per row and in the table's order from the top, with 95 % intervals.
 

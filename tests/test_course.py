@@ -1,0 +1,224 @@
+"""The runner, on notebooks of a few cells."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pandas as pd
+import pytest
+
+from gloss_utils import course, course_report, course_state, paths
+from gloss_utils.course_state import CourseState
+
+
+def write_notebook(path, *sources, parameters="DATASET: str = 'toy'\nDATA_DIR: str = 'data'\nSTEPS: int = 3"):
+    cells = [nbformat.v4.new_markdown_cell(f"# {path.stem}"), nbformat.v4.new_code_cell(parameters)]
+    cells[1].metadata["tags"] = ["parameters"]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+
+
+WRITE = "from gloss_utils.paths import dataset_paths\nroot = dataset_paths(DATASET, DATA_DIR).root\n"
+
+
+@pytest.fixture
+def toy_course(tmp_path, monkeypatch):
+    """Two notebooks: the first writes a file that the second reads."""
+    notebooks = tmp_path / "notebooks"
+    (notebooks / "profiles").mkdir(parents=True)
+    (notebooks / "profiles" / "sample.yaml").write_text("# defaults\n")
+    (notebooks / "profiles" / "smoke.yaml").write_text("STEPS: 1\n")
+    write_notebook(
+        notebooks / "01_first.ipynb",
+        WRITE + "root.mkdir(parents=True, exist_ok=True)\n(root / 'a.txt').write_text(str(STEPS))",
+    )
+    write_notebook(
+        notebooks / "02_second.ipynb", WRITE + "(root / 'b.txt').write_text((root / 'a.txt').read_text() * 2)"
+    )
+    monkeypatch.setattr(course, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(course_state, "package_digest", lambda: "package")  # someone may be editing it
+
+    def run(*arguments):
+        places = ["--out", str(tmp_path / "runs"), "-p", "DATA_DIR", str(tmp_path / "data"), "-p", "DATASET", "toy"]
+        return course.main([*places, *arguments])
+
+    run.notebooks, run.data, run.out = notebooks, tmp_path / "data" / "toy", tmp_path / "runs" / "toy-sample"
+    return run
+
+
+def test_runs_in_order_and_leaves_notebooks_pages_and_a_summary(toy_course, capsys):
+    assert toy_course() == 0
+    printed = capsys.readouterr().out
+    assert (toy_course.data / "b.txt").read_text() == "33"
+    assert (toy_course.out / "01_first.ipynb").exists() and (toy_course.out / "02_second.html").exists()
+    assert printed.index("01_first: running") < printed.index("02_second: running")
+    assert "cell   4/4" in printed and "executed notebooks" in printed
+
+
+def test_up_to_date_notebooks_are_skipped_and_said_so(toy_course, capsys):
+    assert toy_course() == 0
+    capsys.readouterr()
+    assert toy_course() == 0
+    printed = capsys.readouterr().out
+    assert printed.count("up to date, skipped") == 2 and "running" not in printed
+
+
+def test_another_parameter_a_lost_file_or_changed_code_make_a_notebook_stale(toy_course, capsys):
+    assert toy_course() == 0
+    assert toy_course("-p", "STEPS", "7") == 0
+    assert (toy_course.data / "b.txt").read_text() == "77"
+
+    (toy_course.data / "b.txt").unlink()
+    capsys.readouterr()
+    assert toy_course("-p", "STEPS", "7") == 0
+    printed = capsys.readouterr().out
+    assert "01_first: up to date" in printed and "02_second: running" in printed
+
+    write_notebook(toy_course.notebooks / "01_first.ipynb", WRITE + "(root / 'a.txt').write_text('new')")
+    assert toy_course("-p", "STEPS", "7") == 0
+    assert (toy_course.data / "b.txt").read_text() == "newnew"
+
+
+def test_an_artifact_changed_outside_the_course_is_made_again(toy_course, capsys):
+    assert toy_course() == 0
+    (toy_course.data / "a.txt").write_text("edited by hand")
+    capsys.readouterr()
+    assert toy_course() == 0
+    assert "01_first: running" in capsys.readouterr().out
+    assert (toy_course.data / "a.txt").read_text() == "3"
+
+
+def test_only_and_from_choose_notebooks(toy_course, capsys):
+    assert toy_course("--only", "1") == 0
+    assert not (toy_course.data / "b.txt").exists()
+    assert toy_course("--from", "02_second") == 0
+    assert (toy_course.data / "b.txt").exists()
+    assert toy_course("--only", "09") == 2
+    assert "unknown notebook '09'" in capsys.readouterr().err
+
+
+def test_a_failing_cell_names_itself_keeps_the_partial_notebook_and_exits_with_1(toy_course, capsys):
+    write_notebook(toy_course.notebooks / "01_first.ipynb", "print('before')", "1 / 0", "print('after')")
+    assert toy_course() == 1
+    printed = capsys.readouterr().out
+    assert "01_first: FAILED in cell 5 (In [4])" in printed and "ZeroDivisionError" in printed
+    assert "02_second" not in printed
+    kept = (toy_course.out / "01_first.ipynb").read_text()
+    assert "before" in kept and "ZeroDivisionError" in kept
+    assert toy_course() == 1, "a failed notebook is not taken for a finished one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-p", "STEP", "3"], "unknown parameter 'STEP': did you mean 'STEPS'?"),
+        (["-p", "STEPS", "many"], "parameter STEPS takes int, not 'many'"),
+        (["-p", "STEPS", "true"], "parameter STEPS takes int, not True"),
+        (["--profile", "smok"], "unknown profile 'smok': did you mean 'smoke'?"),
+    ],
+)
+def test_a_misspelt_name_or_a_wrong_value_is_one_sentence(toy_course, capsys, arguments, sentence):
+    assert toy_course(*arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_profile_sets_parameters_and_the_command_line_wins(toy_course):
+    assert toy_course("--profile", "smoke") == 0
+    assert (toy_course.data / "b.txt").read_text() == "11"
+    assert toy_course("--profile", "smoke", "-p", "STEPS", "5") == 0
+    assert (toy_course.data / "b.txt").read_text() == "55"
+
+
+def test_a_killed_run_goes_on_where_it_was(toy_course, tmp_path, capsys):
+    """Killed in notebook 02, the next run must skip 01 and run 02 from its start."""
+    slow = WRITE + "(root / 'begun').touch()\nimport time\ntime.sleep(600)"
+    write_notebook(toy_course.notebooks / "02_second.ipynb", slow)
+    script = (
+        "import pathlib, sys; from gloss_utils import course, course_state;"
+        "course_state.package_digest = lambda: 'package';"
+        f"course.NOTEBOOKS = pathlib.Path({str(toy_course.notebooks)!r}); sys.exit(course.main(sys.argv[1:]))"
+    )
+    places = ["--out", str(tmp_path / "runs"), "-p", "DATA_DIR", str(tmp_path / "data"), "-p", "DATASET", "toy"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, *places], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (toy_course.data / "begun").exists():
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.2)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    write_notebook(toy_course.notebooks / "02_second.ipynb", WRITE + "(root / 'b.txt').write_text('done')")
+    assert toy_course() == 0
+    printed = capsys.readouterr().out
+    assert "01_first: up to date" in printed and "02_second: done" in printed
+
+
+def test_publishing_writes_outputs_back_without_traces_of_the_run(toy_course):
+    write_notebook(toy_course.notebooks / "01_first.ipynb", "print(STEPS)", "STEPS + 1")
+    assert toy_course("--only", "1", "--publish") == 0
+    notebook = nbformat.read(toy_course.notebooks / "01_first.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3]
+    assert code[1].outputs[0].text == "3\n" and code[2].outputs[0].data["text/plain"] == "4"
+    text = (toy_course.notebooks / "01_first.ipynb").read_text()
+    assert "papermill" not in text and "injected" not in text and str(toy_course.data.parent) not in text
+
+
+def test_site_gathers_the_pages(toy_course, tmp_path):
+    assert toy_course("--site", str(tmp_path / "site")) == 0
+    index = (tmp_path / "site" / "index.html").read_text()
+    assert '<a href="02_second.html">02_second</a>' in index
+    assert (tmp_path / "site" / "02_second.html").exists()
+
+
+def test_results_table_lists_test_users_best_first():
+    rows = [("lis", "test", 0.1), ("tiny", "test", 0.3), ("tiny", "validation", 0.9)]
+    results = pd.DataFrame(
+        [
+            dict(dataset="toy", split=split, model=model, strategy="none", retriever="bm25", policy="score",
+                 metric=metric, value=value, low=value - 0.01, high=value + 0.01, num_users=10)
+            for model, split, value in rows
+            for metric in ("recall@5", "ndcg@5")
+        ]
+    )  # fmt: skip
+    table = course_report.results_table(results, "toy")
+    assert table.index("tiny") < table.index("lis") and "0.9000" not in table
+
+
+def test_a_widget_s_label_is_read_as_progress():
+    message = {"msg_type": "comm_msg", "content": {"data": {"state": {"value": " 12/50 [00:03&lt;00:10]"}}}}
+    assert course.progress_text(message) == "12/50 [00:03<00:10]"
+    assert (
+        course.progress_text({"msg_type": "stream", "content": {"name": "stderr", "text": "a\n 40%|xx"}}) == "40%|xx"
+    )
+    assert course.progress_text({"msg_type": "status", "content": {}}) == ""
+
+
+def test_state_survives_a_data_directory_that_is_gone(tmp_path):
+    found = paths.dataset_paths("toy", tmp_path)
+    state = CourseState(found)
+    state.finished("01", "abc", {})
+    assert json.loads(found.course_state.read_text())["notebooks"]["01"]["fingerprint"] == "abc"
+    shutil.rmtree(found.root)
+    assert CourseState(found).notebooks == {}
+
+
+def test_a_changed_module_changes_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(course_state, "PROJECT_ROOT", tmp_path)
+    (tmp_path / "gloss_utils").mkdir()
+    module = tmp_path / "gloss_utils" / "splits.py"
+    module.write_text("a = 1")
+    before = course_state.package_digest()
+    (tmp_path / "gloss_utils" / "course_report.py").write_text("only the runner's words")
+    assert course_state.package_digest() == before
+    module.write_text("a = 2")
+    assert course_state.package_digest() != before
