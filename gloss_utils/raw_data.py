@@ -1,0 +1,174 @@
+"""From raw files to a prepared dataset: read, clean, report what each step removed, split, write."""
+
+import html
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import download, own_tables, prompts, raw_files, sample_store
+from .choices import check
+from .paths import dataset_paths, resolve, write_atomically
+from .splits import MIN_INTERACTIONS, Prepared, build_splits, order_ties
+
+CATEGORIES = {
+    "sample": "Sample",
+    "beauty": "Beauty",
+    "toys": "Toys_and_Games",
+    "sports": "Sports_and_Outdoors",
+}
+
+
+def clean_title(title: object) -> str:
+    """Undo HTML entities and collapse white space; '' for a missing title.
+
+    >>> clean_title("  Soap &amp;  Co. ")
+    'Soap & Co.'
+    """
+    return " ".join(html.unescape(title).split()) if isinstance(title, str) else ""
+
+
+class Report:
+    """Collects one row per cleaning step: what it removed, and what was left after it."""
+
+    def __init__(self) -> None:
+        self.rows = []
+
+    def add(self, step: str, interactions: pd.DataFrame, removed: int, note: str = "") -> None:
+        """Add a row: `removed` counts what the step names (lines, asins or interactions)."""
+        self.rows.append(
+            {
+                "step": step,
+                "removed": removed,
+                "users": interactions["reviewer_id"].nunique(),
+                "items": interactions["asin"].nunique(),
+                "interactions": len(interactions),
+                "note": note,
+            }
+        )
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+
+def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Apply the paper's filters, in its order (appendix B).
+
+    Args:
+        reviews: `reviewer_id, asin, timestamp, rating`.
+        items: `asin, title`, titles raw.
+        report: gets a row per step.
+
+    Returns:
+        interactions (`reviewer_id, asin, timestamp`) and catalog (`asin, title, text`, sorted by asin).
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    kept = reviews.drop_duplicates()
+    report.add("exact duplicate interactions", kept, len(reviews) - len(kept))
+
+    first = items.drop_duplicates("asin")
+    report.add("duplicate asins in the metadata", kept, len(items) - len(first))
+    titles = first["title"].map(clean_title)
+    catalog = pd.DataFrame({"asin": first["asin"], "title": titles})[titles != ""].sort_values("asin")
+
+    titled = kept[kept["asin"].isin(catalog["asin"])]
+    report.add("interactions with items without a title", titled, len(kept) - len(titled))
+
+    counts = titled["reviewer_id"].map(titled["reviewer_id"].value_counts())
+    interactions = titled[counts >= MIN_INTERACTIONS]
+    report.add(f"interactions of users under {MIN_INTERACTIONS}", interactions, len(titled) - len(interactions))
+    if interactions.empty:
+        raise ValueError(
+            f"the catalog is empty: no user has {MIN_INTERACTIONS} purchases of items with a title. "
+            "Do the two files belong together?"
+        )
+    catalog = catalog[catalog["asin"].isin(interactions["asin"])].reset_index(drop=True)
+    catalog["text"] = [prompts.item_text(title) for title in catalog["title"]]
+    return interactions[["reviewer_id", "asin", "timestamp"]], catalog
+
+
+def keep_users(interactions: pd.DataFrame, max_users: int, seed: int = 42) -> pd.DataFrame:
+    """Keep a seeded sample of users; the catalog stays whole, so the task stays as hard.
+
+    Args:
+        interactions: of all users.
+        max_users: how many to keep; 0 for all.
+        seed: of the draw.
+    """
+    users = np.sort(interactions["reviewer_id"].unique())
+    if max_users <= 0 or max_users >= len(users):
+        return interactions
+    kept = np.random.default_rng(seed).permutation(len(users))[:max_users]
+    return interactions[interactions["reviewer_id"].isin(users[kept])]
+
+
+def prepare(
+    dataset: str,
+    raw_dir: str | Path | None = None,
+    data_dir: str | Path = "data",
+    tie_order: str = "asin",
+    max_users: int = 0,
+    columns: dict[str, str] | None = None,
+    seed: int = 42,
+    progress: bool = True,
+) -> Prepared:
+    """Turn raw files into interactions, catalog and splits, and write them.
+
+    Args:
+        dataset: `sample`, `beauty`, `toys`, `sports`, or a directory of one's own (with a slash), whose
+            `raw/` holds `interactions` and `items` as CSV or Parquet.
+        raw_dir: where the raw files are; None or "" for the dataset's own `raw/`. Missing ones are fetched.
+        data_dir: where the datasets live.
+        tie_order: how to order purchases of one instant: `asin`, `shuffled` or `reverse`.
+        max_users: keep a seeded sample of so many users; 0 for all.
+        columns: for files of one's own: their names for `user, item, timestamp, title`.
+        seed: of the shuffle and of the sample.
+        progress: show bars while reading.
+
+    Raises:
+        ValueError: unknown name, damaged file, or nothing left after cleaning.
+        FileNotFoundError: a raw file is missing and cannot be fetched.
+    """
+    paths = dataset_paths(dataset, data_dir)
+    raw = resolve(raw_dir) if raw_dir else paths.raw
+    report = Report()
+    if "/" in dataset or "\\" in dataset:
+        reviews, items = own_tables.read_tables(raw, columns or {})
+        report.add("rows read", reviews, 0)
+    else:
+        reviews, items = _read_category(check(dataset, CATEGORIES, "data set"), raw, report, progress)
+    interactions, catalog = clean(reviews, items, report)
+    interactions = order_ties(keep_users(interactions, max_users, seed), tie_order, seed)
+    if max_users:
+        report.add(
+            f"a sample of {max_users} users", interactions, report.rows[-1]["interactions"] - len(interactions)
+        )
+    splits = build_splits(interactions, catalog)
+    prepared = Prepared(paths.dataset, paths, interactions, catalog, splits, report.frame())
+    return write(prepared)
+
+
+def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the two UCSD files of one category, made or downloaded first where they are missing."""
+    category = CATEGORIES[dataset]
+    files = raw / f"reviews_{category}_5.json.gz", raw / f"meta_{category}.json.gz"
+    for path in files:
+        if not path.exists():
+            sample_store.write(raw) if dataset == "sample" else download.fetch(path, progress)
+    reviews, broken = raw_files.read_reviews(files[0], progress)
+    report.add("malformed lines in the reviews", reviews, broken.count, "; ".join(broken.examples))
+    items, broken = raw_files.read_metadata(files[1], set(reviews["asin"].unique()), progress)
+    report.add("malformed lines in the metadata", reviews, broken.count, "; ".join(broken.examples))
+    return reviews, items
+
+
+def write(prepared: Prepared) -> Prepared:
+    """Write the artifacts of a prepared dataset, each whole or not at all."""
+    paths = prepared.paths
+    write_atomically(paths.interactions, lambda path: prepared.interactions.to_parquet(path, index=False))
+    write_atomically(paths.catalog, lambda path: prepared.catalog.to_parquet(path, index=False))
+    write_atomically(paths.splits, lambda path: prepared.splits.save_to_disk(str(path)))
+    write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))
+    return prepared
