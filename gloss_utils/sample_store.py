@@ -143,6 +143,7 @@ class Store:
     def __init__(self, rng: random.Random) -> None:
         self.items = make_items(rng)
         self.at = {(item.line, item.step, item.variety): item for item in self.items}
+        self.untitled = rng.sample(self.items, 14)
         self.num_lines = len(BRANDS) * 2
         fame = list(range(self.num_lines))
         rng.shuffle(fame)  # fame has nothing to do with the place in the catalog
@@ -185,9 +186,11 @@ def walk(store: Store, length: int, rng: random.Random) -> list[Item]:
 def make_purchases(store: Store, rng: random.Random) -> list[dict]:
     """Make all customers' purchases as review records, in the raw file's order: by asin, then as they came."""
     records = []
-    for reviewer_id in sorted(f"A{rng.getrandbits(62):013X}"[:14] for _ in range(NUM_USERS)):
+    for number, reviewer_id in enumerate(sorted(f"A{rng.getrandbits(62):013X}"[:14] for _ in range(NUM_USERS))):
         day = rng.randrange(1200)
-        for item in walk(store, draw_length(rng), rng):
+        # Two customers buy little that has a title: they fall under three purchases once it is dropped.
+        items = store.untitled[:5] if number in (100, 200) else walk(store, draw_length(rng), rng)
+        for item in items:
             records.append(
                 {
                     "reviewerID": reviewer_id,
@@ -201,25 +204,26 @@ def make_purchases(store: Store, rng: random.Random) -> list[dict]:
     return sorted(records, key=lambda record: record["asin"])
 
 
-def spoil_titles(items: list[Item], rng: random.Random) -> dict[str, str | None]:
+def spoil_titles(store: Store, rng: random.Random) -> dict[str, str | None]:
     """Give the titles the blemishes of the real file.
 
     Returns:
         asin to raw title: HTML entities, stray blanks, 1 % shared by two items, 2 % empty or missing (None).
     """
+    items = store.items
     titles = {item.asin: html.escape(item.title).replace("\u00e9", "&eacute;") for item in items}
     for item in rng.sample(items, 20):
         titles[item.asin] = " " + titles[item.asin].replace(", ", ",  ")
     for first, second in rng.sample(list(zip(items[::4], items[1::4])), 7):
         titles[second.asin] = titles[first.asin]
-    for number, item in enumerate(rng.sample(items, 14)):
+    for number, item in enumerate(store.untitled):
         titles[item.asin] = None if number else "   "
     return titles
 
 
 def make_metadata(store: Store, rng: random.Random) -> list[str]:
     """Make the metadata lines: Python literals, with gift sets that nobody buys, duplicates and broken lines."""
-    titles = spoil_titles(store.items, rng)
+    titles = spoil_titles(store, rng)
     lines = []
     for item in store.items:
         record = {"asin": item.asin, "categories": [["Sample", item.category]], "brand": item.brand}
