@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .choices import check
-from .retrieval import Hits
+from .hits import Hits
 
 RRF_CONSTANT = 60.0  # Cormack, Clarke & Büttcher (SIGIR 2009): their value, never tuned since
 CALREC_WEIGHT = 0.5  # notebook 05 chooses it on validation users

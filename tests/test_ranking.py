@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gloss_utils.ranking import POLICIES, rank_items, rank_with_scores, texts_side_by_side
-from gloss_utils.retrieval import Hits
+from gloss_utils.hits import Hits
 
 NUM_ITEMS = 12  # few, so that texts share items and users have seen many of them
 

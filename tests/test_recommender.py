@@ -1,0 +1,100 @@
+"""The recommender, with a writer that stands in for the language model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gloss_utils import prompts
+from gloss_utils.recommender import COLUMNS, Recommender
+from gloss_utils.retrieval import BM25Index
+
+TITLES = ["rose soap", "rose cream", "mint soap", "mint cream", "lemon oil", "rose soap"]
+
+
+def make(texts, max_items=10, policy="round_robin"):
+    """A recommender over six items, whose model always writes `texts` and reads `max_items` items."""
+    asins = [f"B00000000{row}" for row in range(len(TITLES))]
+    catalog = pd.DataFrame({"asin": asins, "title": TITLES, "text": [prompts.item_text(t) for t in TITLES]})
+    read = []
+
+    def write(prompt):
+        read.append(prompt)
+        return texts, [-float(place) for place in range(len(texts))]
+
+    recommender = Recommender(
+        catalog,
+        BM25Index(catalog["text"]),
+        write,
+        lambda items: items[-max_items:],
+        np.array([2, 0, 1, 3, 4, 5]),
+        policy,
+    )
+    recommender.read = read
+    return recommender
+
+
+def test_asins_and_titles_and_the_text_that_found_each_item():
+    table = make(["Title: mint cream", "Title: lemon oil"]).recommend(["B000000001", "mint soap"], k=3)
+    assert table.columns.tolist() == COLUMNS
+    assert table["rank"].tolist() == [1, 2, 3]
+    assert table["title"].tolist()[:2] == ["mint cream", "lemon oil"]
+    assert table["text"].tolist()[:2] == ["Title: mint cream", "Title: lemon oil"]
+    assert table["score"].is_monotonic_decreasing
+
+
+def test_the_prompt_holds_the_history_in_order():
+    recommender = make(["Title: lemon oil"])
+    recommender.recommend(["B000000003", "Title: Rose  Cream", "something else"], k=1)
+    assert prompts.split_prompt(recommender.read[0])[1] == [
+        "Title: mint cream",
+        "Title: rose cream",
+        "Title: something else",
+    ]
+
+
+def test_nothing_of_the_history_comes_back():
+    """By title too: two items are called 'rose soap', and neither may return."""
+    table = make(["Title: rose soap"]).recommend("Rose Soap", k=6)
+    assert not set(table["asin"]) & {"B000000000", "B000000005"}
+
+
+def test_unknown_asin_is_left_out_and_said(capsys):
+    recommender = make(["Title: lemon oil"])
+    table = recommender.recommend(["B0NOTTHERE", "mint soap"], k=1)
+    assert "no item 'B0NOTTHERE' in the catalog" in capsys.readouterr().out
+    assert table.attrs["notes"] and "NOTTHERE" not in recommender.read[0]
+
+
+@pytest.mark.parametrize("history", [[], [" "], ["B0NOTTHERE"]])
+def test_without_a_history_the_popular_items_come_and_it_is_said(history, capsys):
+    table = make(["Title: lemon oil"]).recommend(history, k=2)
+    assert table["title"].tolist() == ["mint soap", "rose soap"] and table["text"].tolist() == ["", ""]
+    assert "the history is empty" in capsys.readouterr().out
+
+
+def test_a_long_history_loses_its_oldest_items_and_it_is_said(capsys):
+    recommender = make(["Title: lemon oil"], max_items=2)
+    recommender.recommend(["rose soap", "mint soap", "rose cream", "mint cream"], k=1)
+    assert prompts.split_prompt(recommender.read[0])[1] == ["Title: rose cream", "Title: mint cream"]
+    assert "its oldest 2 items do not fit" in capsys.readouterr().out
+
+
+def test_a_short_list_is_said(capsys):
+    # Without "Title:", which every item's text shares, only one item has a word in common with the text.
+    table = make(["lemon oil", ""]).recommend(["rose soap"], k=500)
+    assert table["title"].tolist() == ["lemon oil"]
+    assert "1 items instead of 500" in capsys.readouterr().out
+
+
+def test_only_empty_texts_give_an_empty_table():
+    table = make(["", ""]).recommend(["rose soap"], k=3)
+    assert len(table) == 0 and table.columns.tolist() == COLUMNS
+
+
+def test_bad_names_and_numbers():
+    with pytest.raises(ValueError, match="unknown policy 'robin'"):
+        make([""], policy="robin")
+    with pytest.raises(ValueError, match="k=0"):
+        make([""]).recommend(["rose soap"], k=0)
+    with pytest.raises(ValueError, match="unknown policy"):
+        Recommender.load("sample", policy="best")
