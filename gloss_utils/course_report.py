@@ -1,7 +1,6 @@
 """What the runner leaves behind: HTML pages, a summary, notebooks with their outputs."""
 
 import html
-import os
 import re
 from pathlib import Path
 
@@ -10,10 +9,15 @@ import pandas as pd
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
-from .paths import DatasetPaths, resolve, show, write_atomically
+from .paths import PROJECT_ROOT, DatasetPaths, resolve, write_atomically
 
 ERROR_LINES = 8  # how much of a traceback the terminal shows; all of it is in the notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def here(path: Path) -> str:
+    """Name a file on the terminal so that it can be opened: from the project's root, or in full."""
+    return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)
 
 
 def describe_failure(stem: str, error: PapermillExecutionError, executed: Path) -> str:
@@ -23,7 +27,7 @@ def describe_failure(stem: str, error: PapermillExecutionError, executed: Path) 
     return "\n".join(
         [f"{stem}: FAILED in cell {error.cell_index + 1} (In [{error.exec_count}]):"]
         + [f"    {line}" for line in last]
-        + [f"    what ran so far is kept in {show(executed)}"]
+        + [f"    what ran so far is kept in {here(executed)}"]
     )
 
 
@@ -39,9 +43,9 @@ def summary(outcomes: list, out_dir: Path, paths: DatasetPaths, figures_dir: str
     lines += [f"{stem:<30}  {outcome:<10}  {seconds:5.0f} s" for stem, outcome, seconds in outcomes]
     lines += [
         f"total {sum(seconds for *_, seconds in outcomes):.0f} s; largest process {peak_kib / 2**20:.1f} GiB",
-        f"executed notebooks: {show(out_dir)}/*.ipynb, each with an .html beside it",
-        f"figures:            {show(resolve(figures_dir) / paths.dataset)}/*.png",
-        f"results:            {show(paths.results)}",
+        f"executed notebooks: {here(out_dir)}/*.ipynb, each with an .html beside it",
+        f"figures:            {here(resolve(figures_dir) / paths.dataset)}/*.png",
+        f"results:            {here(paths.results)}",
     ]
     if paths.results.exists():
         lines += ["", results_table(pd.read_csv(paths.results), paths.dataset)]
@@ -75,7 +79,7 @@ def publish(executed: list[Path], notebooks_dir: Path) -> None:
             cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags" and v})
         text = nbformat.writes(notebook) + "\n"
         write_atomically(notebooks_dir / path.name, lambda temporary, text=text: temporary.write_text(text))
-        print(f"published {show(notebooks_dir / path.name)}")
+        print(f"published {here(notebooks_dir / path.name)}")
 
 
 def is_noise(output: dict) -> bool:
@@ -101,7 +105,7 @@ def write_site(out_dir: Path, site: Path) -> Path:
     heading = "<!doctype html><meta charset='utf-8'><title>GLoSS, step by step</title>\n<h1>GLoSS, step by step</h1>"
     index = f"{heading}\n<ol start='0'>\n{links}\n</ol>\n"
     write_atomically(site / "index.html", lambda temporary: temporary.write_text(index))
-    print(f"site: {os.path.relpath(site / 'index.html')}")
+    print(f"site: {here(site / 'index.html')}")
     return site / "index.html"
 
 

@@ -1,5 +1,6 @@
 """One style for every figure, and one small function per figure."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -60,4 +61,60 @@ def bars_with_intervals(
     axis.invert_yaxis()
     axis.set_xlabel(xlabel or value)
     axis.grid(axis="y", visible=False)
+    return figure
+
+
+# chapter 00: the pipeline, and the course as a map
+
+
+def pipeline(
+    history: list[str], texts: list[str], items: list[str], target: str, writer: str, searcher: str
+) -> plt.Figure:
+    """Draw one user's way through GLoSS: history, model, generated texts, index, recommended items.
+
+    Args:
+        history, texts, items: titles, top to bottom; the target is marked among the items.
+        target: what the user bought next.
+        writer, searcher: names of the model and of the index.
+    """
+    figure, axis = plt.subplots(figsize=(10.5, 3.6))
+    axis.set(xlim=(0, 100), ylim=(0, 100))
+    axis.axis("off")
+    columns = [("what the user bought", history, 0), ("texts that it writes", texts, 38), ("items found", items, 76)]
+    for heading, lines, left in columns:
+        axis.text(left + 12, 97, heading, ha="center", va="top", weight="bold", fontsize=10)
+        for row, line in enumerate(lines):
+            marked = left == 76 and line == target
+            _box(axis, left, 44 + 9.5 * (len(lines) - 1) - row * 19, line, COLORS[2] if marked else COLORS[0])
+    for left, name in ((25, writer), (63, searcher)):
+        axis.annotate(
+            "", (left + 11.5, 50), (left + 0.5, 50), arrowprops={"arrowstyle": "-|>", "lw": 2, "color": "0.3"}
+        )
+        axis.text(left + 6, 55, textwrap.fill(name, 12), ha="center", va="bottom", fontsize=9)
+    axis.text(88, 0, "green: what the user bought next", ha="center", va="bottom", fontsize=8, color="0.3")
+    return figure
+
+
+def _box(axis: plt.Axes, left: float, middle: float, line: str, color: tuple) -> None:
+    """Write a title in a rounded box, on two lines at most."""
+    words = textwrap.fill(textwrap.shorten(line, 52, placeholder=" …"), 28)
+    box = {"boxstyle": "round,pad=0.35", "fc": (*color, 0.15), "ec": color}
+    axis.text(left + 12, middle, words, ha="center", va="center", fontsize=7.5, bbox=box)
+
+
+def course_map(chapters: list[tuple[str, str]]) -> plt.Figure:
+    """Draw the chapters as a chain: number and name above the arrow, the artifact that each one adds below.
+
+    Args:
+        chapters: (name, artifact) pairs in the order in which they run.
+    """
+    figure, axis = plt.subplots(figsize=(10.5, 1.9))
+    axis.set(xlim=(-0.55, len(chapters) - 0.45), ylim=(-0.9, 0.75))
+    axis.axis("off")
+    axis.plot([0, len(chapters) - 1], [0, 0], color="0.75", lw=2, zorder=0)
+    for place, (name, artifact) in enumerate(chapters):
+        axis.scatter(place, 0, s=420, color=COLORS[0], zorder=1)
+        axis.text(place, 0, name[:2], ha="center", va="center", color="white", weight="bold", fontsize=9)
+        axis.text(place, 0.28, textwrap.fill(name[3:], 12), ha="center", va="bottom", fontsize=8.5)
+        axis.text(place, -0.28, textwrap.fill(artifact, 14), ha="center", va="top", fontsize=8, color="0.35")
     return figure

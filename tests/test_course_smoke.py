@@ -1,0 +1,91 @@
+"""The whole course on the smoke profile, as a reader would start it. The longest test, so the last."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from gloss_utils.paths import dataset_paths
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+pytestmark = [pytest.mark.slow, pytest.mark.course]
+
+
+def run_course(directory, *arguments):
+    """Run the course into `directory`, away from the working copy's own data and figures."""
+    command = [sys.executable, "-m", "gloss_utils.course", "--profile", "smoke", "--out", str(directory / "runs")]
+    places = {"DATA_DIR": directory / "data", "FIGURES_DIR": directory / "figures", "RAW_DIR": "data/sample/raw"}
+    for name, value in places.items():
+        command += ["-p", name, str(value)]
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def course_run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("course")
+    finished = run_course(directory)
+    assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-2000:]
+    return directory, finished.stdout
+
+
+@pytest.fixture(scope="module")
+def results(course_run):
+    table = pd.read_csv(dataset_paths("sample", course_run[0] / "data").results)
+    return table[table["split"] == "test"]
+
+
+def test_every_notebook_ran_and_has_a_page(course_run):
+    directory, printed = course_run
+    for stem in NOTEBOOKS:
+        executed = directory / "runs" / "sample-smoke" / f"{stem}.ipynb"
+        cells = nbformat.read(executed, as_version=4).cells
+        assert not [o for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+        assert executed.with_suffix(".html").stat().st_size > 10_000
+        assert f"{stem}: done" in printed
+
+
+def test_every_artifact_of_the_design_is_on_disk(course_run):
+    paths = dataset_paths("sample", course_run[0] / "data")
+    for artifact in (paths.interactions, paths.catalog, paths.splits, paths.results):
+        assert artifact.exists(), artifact
+    for artifact in (paths.adapter("tiny-llama"), paths.training_log("tiny-llama"), paths.run_json("tiny-llama")):
+        assert artifact.exists(), artifact
+    assert paths.queries("tiny-llama", "beam5", "test").exists()
+    assert list((paths.root / "rankings" / "test").glob("*.parquet"))
+    assert list((paths.root / "metrics" / "test").glob("*.parquet"))
+
+
+def test_every_chapter_drew_its_figures(course_run):
+    drawn = {path.name[:2] for path in (course_run[0] / "figures" / "sample").glob("*.png")}
+    assert drawn >= {"00", "01", "02", "03", "04", "05", "06", "07", "08"}
+
+
+def test_results_are_probabilities_inside_their_intervals(results):
+    assert (results["low"] <= results["value"] + 1e-9).all() and (results["value"] <= results["high"] + 1e-9).all()
+    assert results["value"].between(0, 1).all() and (results["num_users"] > 0).all()
+
+
+def test_baselines_stand_in_the_expected_order(results):
+    """Even the smoke profile's few users tell last-item search from chance."""
+    recall = results[results["metric"] == "recall@5"].groupby("model")["value"].max()
+    assert recall["lis"] > recall["random"]
+    assert recall["lis"] > 0.02
+
+
+def test_a_second_run_skips_everything(course_run):
+    finished = run_course(course_run[0])
+    assert finished.returncode == 0
+    assert finished.stdout.count("up to date, skipped") == len(NOTEBOOKS), finished.stdout[-3000:]
+
+
+def test_a_chapter_without_its_input_says_which_notebook_to_run(tmp_path):
+    finished = run_course(tmp_path, "--only", "02")
+    assert finished.returncode == 1
+    assert "run notebook 01 with DATASET=sample" in finished.stdout
