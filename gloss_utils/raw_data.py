@@ -9,7 +9,7 @@ import pandas as pd
 from . import download, own_tables, prompts, raw_files, sample_store
 from .choices import check
 from .paths import dataset_paths, resolve, write_atomically
-from .splits import MIN_INTERACTIONS, Prepared, build_splits, order_ties
+from .splits import MIN_INTERACTIONS, Prepared, build_splits, order_ties, save_splits
 
 CATEGORIES = {
     "sample": "Sample",
@@ -169,6 +169,6 @@ def write(prepared: Prepared) -> Prepared:
     paths = prepared.paths
     write_atomically(paths.interactions, lambda path: prepared.interactions.to_parquet(path, index=False))
     write_atomically(paths.catalog, lambda path: prepared.catalog.to_parquet(path, index=False))
-    write_atomically(paths.splits, lambda path: prepared.splits.save_to_disk(str(path)))
+    write_atomically(paths.splits, lambda path: save_splits(prepared.splits, path))
     write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))
     return prepared

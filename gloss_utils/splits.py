@@ -4,10 +4,11 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
 
 from . import prompts
 from .choices import check
@@ -193,6 +194,17 @@ def _dataset(columns: dict[str, list]) -> Dataset:
     return Dataset(pa.table({name: pa.array(values, types[name]) for name, values in columns.items()}))
 
 
+def save_splits(splits: DatasetDict, path: Path) -> None:
+    """Write splits to disk without the library's progress bars."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        splits.save_to_disk(str(path))
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Prepared:
     """Open what notebook 01 wrote.
 
@@ -206,7 +218,7 @@ def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Pre
     paths = dataset_paths(dataset, data_dir)
     interactions = pd.read_parquet(paths.require(paths.interactions, "interactions"))
     catalog = pd.read_parquet(paths.require(paths.catalog, "catalog"))
-    splits = load_from_disk(str(paths.require(paths.splits, "splits")))
+    splits = datasets.load_from_disk(str(paths.require(paths.splits, "splits")))
     return Prepared(paths.dataset, paths, interactions, catalog, splits, pd.read_csv(paths.report))
 
 
