@@ -1,0 +1,239 @@
+"""Beams against transformers called plainly, samples against the distribution, scores against a second pass."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import TITLES, make_prompts, prompt_of, tiny_model, tiny_tokenizer
+from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from gloss_utils.constrained import CatalogTrie
+from gloss_utils.generation import (
+    STRATEGIES,
+    Strategy,
+    UserSampler,
+    clean_text,
+    encode_prompts,
+    generate,
+    get_strategy,
+    plan_batches,
+)
+
+
+def write(prompts=None, strategy="beam5", **options):
+    return generate(tiny_model(), tiny_tokenizer(), prompts or make_prompts(), strategy, **options)
+
+
+def texts_of(results):
+    return [result.texts for result in results]
+
+
+def plain_generate(prompt, **settings):
+    """Call transformers as its documentation does, for one prompt: no padding, no cache of ours."""
+    tokenizer = tiny_tokenizer()
+    inputs = tokenizer(prompt, return_tensors="pt")
+    settings = GenerationConfig(max_new_tokens=50, eos_token_id=1, pad_token_id=0, **settings)
+    inputs.pop("token_type_ids", None)
+    found = tiny_model().generate(**inputs, generation_config=settings)
+    return found, inputs["input_ids"].shape[1]
+
+
+def second_pass(prompt, text, ended=True):
+    """Score an answer with one teacher-forced pass: the sum of its tokens' log-probabilities."""
+    tokenizer = tiny_tokenizer()
+    start = tokenizer(prompt)["input_ids"]
+    ids = tokenizer(prompt + text)["input_ids"] + ([tokenizer.eos_token_id] if ended else [])
+    with torch.inference_mode():
+        log_probs = tiny_model()(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(log_probs[place - 1, ids[place]].item() for place in range(len(start), len(ids)))
+
+
+@pytest.mark.parametrize("strategy", ["beam5", "beam5mean", "temp0.5", "calrec32", "constrained5"])
+def test_texts_do_not_depend_on_the_batch(strategy):
+    trie = CatalogTrie(TITLES, tiny_tokenizer())
+    alone = write(strategy=strategy, batch_size=1, trie=trie)
+    for options in ({"batch_size": 8}, {"batch_size": 3, "bucket": False}):
+        together = write(strategy=strategy, trie=trie, **options)
+        assert texts_of(together) == texts_of(alone)
+        for one, other in zip(alone, together):
+            np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+
+
+def test_samples_do_not_depend_on_the_other_users():
+    prompts = make_prompts()
+    everyone = write(prompts, "temp0.5")
+    backwards = write(prompts[:4][::-1], "temp0.5")
+    assert texts_of(backwards) == texts_of(everyone[:4][::-1])
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_beams_are_those_of_plain_transformers(length_penalty):
+    strategy = Strategy("beams", length_penalty=length_penalty)
+    for prompt, result in zip(make_prompts(), write(strategy=strategy)):
+        plain, length = plain_generate(
+            prompt, num_beams=5, num_return_sequences=5, length_penalty=length_penalty, do_sample=False
+        )
+        decoded = tiny_tokenizer().batch_decode(plain[:, length:], skip_special_tokens=True)
+        assert result.texts == [clean_text(text) for text in decoded]
+
+
+def test_reading_the_prompt_once_changes_nothing():
+    for strategy in ("beam5", "temp0.5"):
+        assert texts_of(write(strategy=strategy)) == texts_of(write(strategy=strategy, share_prompt=False))
+
+
+@pytest.mark.parametrize("strategy", ["beam5", "beam5mean", "temp0.5", "constrained5"])
+def test_scores_equal_a_second_pass(strategy):
+    """The total log-probability comes with the texts, whatever the strategy did to choose them."""
+    trie = CatalogTrie(TITLES, tiny_tokenizer())
+    compared = 0
+    for prompt, result in zip(make_prompts(), write(strategy=strategy, trie=trie)):
+        for text, score in zip(result.texts, result.scores):
+            if text in TITLES:  # a text that another segmentation could spell is not comparable
+                assert score == pytest.approx(second_pass(prompt, text), abs=1e-3)
+                compared += 1
+    assert compared >= 20
+
+
+def test_a_text_cut_by_the_limit_has_the_score_of_its_tokens():
+    short = dataclasses.replace(STRATEGIES["beam5"], max_new_tokens=3)
+    prompt = make_prompts()[0]
+    best = write([prompt], short)[0]
+    assert best.scores[0] == pytest.approx(second_pass(prompt, best.texts[0], ended=False), abs=1e-3)
+
+
+def test_beams_come_likeliest_first():
+    for result in write():
+        assert result.scores == sorted(result.scores, reverse=True)
+        assert len(set(result.texts)) == 5
+
+
+def test_sampler_draws_from_the_distribution_of_transformers():
+    """Temperature, top-k and top-p together: 20,000 draws against the probabilities of transformers' warpers."""
+    torch.manual_seed(3)
+    logits = torch.randn(1, 40) * 2
+    strategy = Strategy("t", num_texts=20_000, temperature=0.7, top_k=12, top_p=0.8)
+    warped = logits
+    for warper in (TemperatureLogitsWarper(0.7), TopKLogitsWarper(12), TopPLogitsWarper(0.8)):
+        warped = warper(None, warped)
+    expected = warped.softmax(-1)[0]
+    sampler = UserSampler(strategy, [7], eos_token_id=1, device="cpu")
+    drawn = sampler(None, logits.repeat(20_000, 1)).argmax(-1)
+    seen = torch.bincount(drawn, minlength=40) / 20_000
+    assert set(drawn.tolist()) == set(torch.nonzero(expected > 0).flatten().tolist())
+    assert (seen - expected).abs().max() < 0.012  # more than three standard errors
+    assert torch.allclose(sampler.scores, logits.log_softmax(-1)[0, drawn], atol=1e-5)
+
+
+def test_sampler_stops_counting_after_the_end():
+    sampler = UserSampler(Strategy("t", num_texts=1, temperature=0.1), [0], eos_token_id=1, device="cpu")
+    logits = torch.tensor([[0.0, 50.0, 0.0]])
+    sampler(None, logits)
+    ended = sampler.scores.clone()
+    sampler(None, torch.tensor([[0.0, 0.0, 0.0]]))
+    assert torch.equal(sampler.scores, ended)
+
+
+def test_a_seed_repeats_and_another_seed_differs():
+    assert texts_of(write(strategy="temp0.5", seed=1)) == texts_of(write(strategy="temp0.5", seed=1))
+    assert texts_of(write(strategy="temp0.5", seed=1)) != texts_of(write(strategy="temp0.5", seed=2))
+
+
+def test_a_low_temperature_is_close_to_greedy():
+    cold = Strategy("cold", num_texts=2, temperature=1e-3)
+    for prompt, result in zip(make_prompts(), write(strategy=cold)):
+        greedy, length = plain_generate(prompt, do_sample=False)
+        assert result.texts == [clean_text(tiny_tokenizer().decode(greedy[0, length:]).split("<eos>")[0])] * 2
+
+
+def test_calrec_texts_are_distinct_and_likeliest_first():
+    for result in write(strategy="calrec32"):
+        assert 1 <= len(result.texts) == len(set(result.texts)) <= 32
+        assert result.scores == sorted(result.scores, reverse=True)
+
+
+def test_truncation_keeps_the_end_and_leaves_room_for_the_answer():
+    prompt = make_prompts()[7]
+    whole = encode_prompts(tiny_tokenizer(), [prompt], 1024, 50)[0]
+    cut = encode_prompts(tiny_tokenizer(), [prompt], 90, 50)[0]
+    assert len(cut) == 40 < len(whole)
+    assert cut == whole[-40:]
+
+
+def test_a_prompt_is_padded_on_the_left():
+    """Right padding puts pads between `### Next item:` and the answer: the model then writes from nowhere."""
+    tokenizer = tiny_tokenizer()
+    encode_prompts(tokenizer, ["a"], 100, 50)
+    padded = tokenizer.pad({"input_ids": [[5], [6, 7, 8]]})["input_ids"]
+    assert padded == [[0, 0, 5], [6, 7, 8]]
+
+
+def test_results_keep_the_order_of_the_prompts():
+    prompts = make_prompts()
+    mixed = [prompts[row] for row in (3, 7, 0, 5)]
+    assert texts_of(write(mixed, batch_size=2)) == [texts_of(write([prompt]))[0] for prompt in mixed]
+
+
+def test_batches_hold_similar_lengths_and_everyone_once():
+    lengths = np.random.default_rng(0).integers(1, 900, 101).tolist()
+    batches = plan_batches(lengths, 8)
+    assert sorted(row for batch in batches for row in batch) == list(range(101))
+    padded = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches)
+    unsorted = sum(max(lengths[row] for row in batch) * len(batch) for batch in plan_batches(lengths, 8, False))
+    assert padded < 1.1 * sum(lengths) < unsorted
+
+
+def test_an_empty_answer_is_an_empty_text():
+    """A model that ends at once gives '', not the prompt and not an error."""
+    model = tiny_model()
+    tokenizer = tiny_tokenizer()
+    handle = model.lm_head.register_forward_hook(
+        lambda module, args, output: output.index_fill(-1, torch.tensor([tokenizer.eos_token_id]), 100.0)
+    )
+    try:
+        result = generate(model, tokenizer, [make_prompts()[0]], "temp0.1")[0]
+        best = generate(model, tokenizer, [make_prompts()[0]], "beam5")[0].texts[0]
+    finally:
+        handle.remove()
+    assert result.texts == [""] * 5
+    assert result.scores == pytest.approx([0.0] * 5, abs=1e-4)
+    assert best == ""
+
+
+@pytest.mark.parametrize(
+    ("decoded", "text"),
+    [("Title: A\nTitle: B", "Title: A"), ("\n Title: A ", "Title: A"), ("", ""), (" \n\n", "")],
+)
+def test_the_answer_is_the_first_line(decoded, text):
+    assert clean_text(decoded) == text
+
+
+def test_no_prompts_give_no_results():
+    assert generate(tiny_model(), tiny_tokenizer(), [], "beam5") == []
+
+
+def test_a_beam_wider_than_what_can_be_said_gives_fewer_texts():
+    trie = CatalogTrie(TITLES[:3], tiny_tokenizer())
+    for result in write(strategy="constrained5", trie=trie):
+        assert sorted(result.texts) == sorted(TITLES[:3])
+        assert min(result.scores) > -1000
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: get_strategy("beam4"), "unknown strategy 'beam4': did you mean 'beam5'"),
+        (lambda: Strategy("none", num_texts=0), "num_texts"),
+        (lambda: Strategy("both", temperature=0.5, constrained=True), "set temperature to 0"),
+        (lambda: write(batch_size=0), "batch_size=0"),
+        (lambda: write(strategy="constrained5"), "needs trie=CatalogTrie"),
+        (lambda: write(max_seq_length=50), "leaves no room"),
+        (lambda: write([prompt_of("Title: A"), ""]), "prompt 1 is empty"),
+        (lambda: write(engine="vlm"), "did you mean 'vllm'"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, words):
+    with pytest.raises(ValueError, match=r"^[^\n]+\Z") as error:
+        call()
+    assert words in str(error.value)
