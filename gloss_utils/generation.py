@@ -9,62 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from .choices import check
+from .sampling import UserSampler
+from .strategies import STRATEGIES as STRATEGIES
+from .strategies import Strategy, get_strategy
 
 NO_BEAM = -1e8  # transformers marks a beam that does not exist with -1e9
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How texts are drawn from the model. The defaults are the paper's (section 4.1.4) and the primer's.
-
-    Attributes:
-        name: what files and tables call it.
-        num_texts: texts drawn per user; beam search keeps as many beams.
-        temperature: 0 is beam search; above 0, independent samples at this temperature.
-        top_k: a sample's next token is among the `top_k` likeliest...
-        top_p: ...and among the likeliest that together hold this much probability.
-        max_new_tokens: the answer's limit, in tokens.
-        length_penalty: beams are ranked by log-probability / length ** length_penalty. At 0 the beam score
-            is the total log-probability and the search is exact about when to stop; 1 is transformers'
-            default, the mean per token.
-        constrained: every beam is the text of a catalog item.
-        deduplicate: keep each text once, likeliest first (CALRec).
-    """
-
-    name: str
-    num_texts: int = 5
-    temperature: float = 0.0
-    top_k: int = 50
-    top_p: float = 0.95
-    max_new_tokens: int = 50
-    length_penalty: float = 0.0
-    constrained: bool = False
-    deduplicate: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_texts < 1 or self.max_new_tokens < 1 or self.temperature < 0:
-            raise ValueError(
-                f"strategy '{self.name}': num_texts and max_new_tokens must be 1 or more, temperature 0 or more"
-            )
-        if self.constrained and self.temperature:
-            raise ValueError(f"strategy '{self.name}': constrained generation is beam search, set temperature to 0")
-
-
-STRATEGIES = {
-    strategy.name: strategy
-    for strategy in [
-        Strategy("beam5"),
-        Strategy("beam5mean", length_penalty=1.0),
-        Strategy("temp0.1", temperature=0.1),
-        Strategy("temp0.2", temperature=0.2),
-        Strategy("temp0.5", temperature=0.5),
-        Strategy("calrec32", num_texts=32, temperature=0.5, deduplicate=True),
-        Strategy("constrained5", constrained=True),
-    ]
-}
 
 
 @dataclass(frozen=True)
@@ -78,15 +30,6 @@ class Generated:
 
     texts: list[str]
     scores: list[float]
-
-
-def get_strategy(strategy: str | Strategy) -> Strategy:
-    """Look a strategy up by name, or pass one's own through.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    return strategy if isinstance(strategy, Strategy) else STRATEGIES[check(strategy, STRATEGIES, "strategy")]
 
 
 def encode_prompts(tokenizer, prompts: list[str], max_seq_length: int, max_new_tokens: int) -> list[list[int]]:
@@ -282,44 +225,6 @@ def _draw_samples(model, tokenizer, inputs, strategy, seeds, trie, share_prompt)
     )
     tokens = found[:, length:]
     return tokens.view(-1, copies, tokens.shape[1]), sampler.scores.view(-1, copies)
-
-
-class UserSampler(LogitsProcessor):
-    """Sample with temperature, top-k and top-p, each user from a random stream of its own.
-
-    `generate(do_sample=True)` draws for the whole batch from one stream, so a user's texts change with its
-    neighbours. Here the draw is made visible: add Gumbel noise to the logits / temperature and take the
-    largest, which is a sample from their softmax. The chosen token's log-probability under the unmodified
-    model is summed on the way, so the samples' likelihoods cost nothing and no step's scores are kept.
-
-    Attributes:
-        scores: total log-probability per row so far, [batch * texts].
-    """
-
-    def __init__(self, strategy: Strategy, seeds: list[int], eos_token_id: int, device) -> None:
-        self.strategy = strategy
-        self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.eos_token_id = eos_token_id
-        rows = len(seeds) * strategy.num_texts
-        self.scores = torch.zeros(rows, device=device)
-        self.running = torch.ones(rows, dtype=torch.bool, device=device)
-
-    def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Return scores [rows, vocabulary] in which only the drawn token is possible."""
-        likeliest, tokens = (logits / self.strategy.temperature).topk(min(self.strategy.top_k, logits.shape[-1]))
-        probabilities = likeliest.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        likeliest = likeliest.masked_fill(before >= self.strategy.top_p, -torch.inf)
-        drawn = tokens.gather(1, (likeliest + self._gumbel(likeliest)).argmax(-1, keepdim=True))
-        log_probability = logits.log_softmax(-1).gather(1, drawn).squeeze(1)
-        self.scores += torch.where(self.running, log_probability, 0.0)
-        self.running &= drawn.squeeze(1) != self.eos_token_id
-        return torch.full_like(logits, -torch.inf).scatter(1, drawn, 0.0)
-
-    def _gumbel(self, like: torch.Tensor) -> torch.Tensor:
-        shape = (self.strategy.num_texts, like.shape[-1])
-        noise = [torch.empty(shape, device=like.device).exponential_(generator=stream) for stream in self.streams]
-        return -torch.cat(noise).log()
 
 
 def _collect(tokenizer, tokens: torch.Tensor, scores: torch.Tensor, strategy: Strategy) -> list[Generated]:

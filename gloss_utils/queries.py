@@ -14,8 +14,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from .constrained import CatalogTrie
-from .generation import Generated, Strategy, generate_batches, get_strategy
+from .generation import Generated, generate_batches
 from .paths import show, write_atomically
+from .strategies import Strategy, get_strategy
 
 REQUIRED = ("reviewer_id", "asin", "seen_asins", "generated_sequences")
 
