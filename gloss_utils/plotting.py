@@ -118,3 +118,64 @@ def course_map(chapters: list[tuple[str, str]]) -> plt.Figure:
         axis.text(place, 0.28, textwrap.fill(name[3:], 12), ha="center", va="bottom", fontsize=8.5)
         axis.text(place, -0.28, textwrap.fill(artifact, 14), ha="center", va="top", fontsize=8, color="0.35")
     return figure
+
+
+# chapters 05 and 06: systems side by side
+
+
+def grouped_intervals(
+    table: pd.DataFrame, group: str, series: str, ylabel: str, reference: tuple[str, float] | None = None
+) -> plt.Figure:
+    """Points with 95 % intervals, side by side within a group.
+
+    Args:
+        table: columns `value, low, high` and the two named next; one row per point.
+        group: the column along the x axis.
+        series: the column that colour and marker show.
+        ylabel: what the value is.
+        reference: a label and a value for a dashed line across.
+    """
+    figure, axis = plt.subplots(figsize=(7.0, 3.5))
+    groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
+    for number, name in enumerate(names):
+        part = table[table[series] == name]
+        shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
+        x = [groups.index(value) + shift for value in part[group]]
+        errors = [part["value"] - part["low"], part["high"] - part["value"]]
+        axis.errorbar(
+            x, part["value"], yerr=errors, fmt="osD^v<>"[number % 7], color=COLORS[number], capsize=2, label=name
+        )
+    if reference:
+        axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set_ylabel(ylabel)
+    axis.set_ylim(bottom=0)
+    axis.grid(axis="x", visible=False)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def lines_with_bands(table: pd.DataFrame, x: str, series: str, xlabel: str, ylabel: str, marks=()) -> plt.Figure:
+    """A line per series with its 95 % band.
+
+    Args:
+        table: columns `value, low, high` and the two named next.
+        x: a numeric column, drawn on a logarithmic axis.
+        series: the column that colour shows.
+        xlabel, ylabel: with units.
+        marks: positions of dotted vertical lines.
+    """
+    figure, axis = plt.subplots()
+    for number, (name, part) in enumerate(table.groupby(series, sort=False)):
+        axis.plot(part[x], part["value"], marker="o", markersize=3, color=COLORS[number], label=name)
+        axis.fill_between(part[x], part["low"], part["high"], color=COLORS[number], alpha=0.15, linewidth=0)
+    for mark in marks:
+        axis.axvline(mark, color="0.4", linestyle=":", linewidth=1)
+    axis.set_xscale("log")
+    ticks = [tick for tick in (3, 5, 7, 10, 15, 20, 30, 50, 100) if table[x].min() <= tick <= table[x].max()]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8)
+    return figure

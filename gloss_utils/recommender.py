@@ -4,9 +4,11 @@ recommender = Recommender.load("sample", model="tiny-llama")
 recommender.recommend(["a title", "or an asin"], k=5)     # rank, asin, title, score, text
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,27 +83,24 @@ class Recommender:
         check(policy, POLICIES, "policy")  # before the model, which takes seconds
         from .constrained import CatalogTrie
         from .finetuning import load_finetuned
-        from .generation import generate, get_strategy
+        from .generation import generate
         from .retrieval import build_index
+        from .strategies import get_strategy
 
         strategy = get_strategy(strategy)
         prepared = load_prepared(dataset, data_dir)
-        index = build_index(
-            retriever, prepared.catalog["text"].tolist(), encoder=encoder, cache_dir=prepared.paths.cache
-        )
-        language_model, tokenizer = load_finetuned(prepared, model)
-        trie = CatalogTrie(prepared.catalog["text"].tolist(), tokenizer) if strategy.constrained else None
-        max_tokens = min(1024, getattr(language_model.config, "max_position_embeddings", 1024))
+        catalog_texts = prepared.catalog["text"].tolist()
+        index = build_index(retriever, catalog_texts, encoder=encoder, cache_dir=prepared.paths.cache)
+        language_model, tokenizer = load_finetuned(prepared.paths, model)
+        trie = CatalogTrie(catalog_texts, tokenizer) if strategy.constrained else None
+        settings = json.loads(prepared.paths.run_json(model).read_text())["settings"]
+        max_tokens = settings["max_seq_length"]  # as in training
 
         def write_texts(prompt: str) -> tuple[list[str], list[float]]:
-            written = generate(language_model, tokenizer, [prompt], strategy, max_seq_length=max_tokens, trie=trie)[0]
-            return written.texts, written.scores
+            written = generate(language_model, tokenizer, [prompt], strategy, max_seq_length=max_tokens, trie=trie)
+            return written[0].texts, written[0].scores
 
-        def fit_history(texts: list[str]) -> list[str]:
-            frame = len(tokenizer(prompts.build_prompt([""]))["input_ids"]) + strategy.max_new_tokens
-            counts = [len(tokenizer(text + "\n")["input_ids"]) for text in texts]
-            return prompts.keep_recent_items(texts, counts, max_tokens - frame)
-
+        fit_history = partial(fit_context, tokenizer=tokenizer, max_tokens=max_tokens - strategy.max_new_tokens)
         counts = np.bincount(np.concatenate(training_histories(prepared)), minlength=len(prepared.catalog))
         popular = np.argsort(-counts, kind="stable")
         return cls(prepared.catalog, index, write_texts, fit_history, popular, policy, weight)
@@ -166,6 +165,13 @@ class Recommender:
         items, scores = rank_with_scores(hits, len(queries), self.policy, k, [seen], log_probs, self.weight)
         items, scores = (part[0][items[0] >= 0] for part in (items, scores))
         return items, scores, [queries[_finder(hits.items, item)] for item in items]
+
+
+def fit_context(item_texts: list[str], tokenizer, max_tokens: int) -> list[str]:
+    """Keep the most recent items whose prompt fits into `max_tokens`; at least the last one."""
+    frame = len(tokenizer(prompts.build_prompt([""]))["input_ids"])
+    counts = [len(tokenizer("\n" + text, add_special_tokens=False)["input_ids"]) for text in item_texts]
+    return prompts.keep_recent_items(item_texts, counts, max_tokens - frame)
 
 
 def _finder(hit_items: np.ndarray, item: int) -> int:
