@@ -43,21 +43,26 @@ def build_prompt(item_texts: Sequence[str]) -> str:
     """
     if len(item_texts) == 0:
         raise ValueError("a prompt needs at least one item: this history is empty")
-    return PROMPT_HEADER + "\n".join(item_texts) + NEXT_ITEM
+    return _fill(item_texts)
 
 
 def build_training_text(item_texts: Sequence[str]) -> str:
     """Put a history into the template with its last item as the answer (`text`).
 
     Args:
-        item_texts: two or more item texts, earliest first; the last one is the answer.
+        item_texts: item texts, earliest first; the last one is the answer. A validation user with three
+            items has one left to train on: its history is empty, as in the authors' files.
 
     Raises:
-        ValueError: fewer than two items.
+        ValueError: no item at all.
     """
-    if len(item_texts) < 2:
-        raise ValueError(f"a training text needs at least two items: this history has {len(item_texts)}")
-    return build_prompt(item_texts[:-1]) + item_texts[-1]
+    if len(item_texts) == 0:
+        raise ValueError("a training text needs at least one item: this history is empty")
+    return _fill(item_texts[:-1]) + item_texts[-1]
+
+
+def _fill(item_texts: Sequence[str]) -> str:
+    return PROMPT_HEADER + "\n".join(item_texts) + NEXT_ITEM
 
 
 def split_prompt(prompt: str) -> tuple[str, list[str]]:

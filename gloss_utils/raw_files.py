@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 MAX_BROKEN_SHARE = 0.01  # above this the file is not what it should be
 BLOCK_BYTES = 8 << 20  # text held at a time while reading; bounds the memory
+MAX_TIMESTAMP = 1 << 53  # beyond it is no time
 REVIEW_FIELDS = pa.schema(
     {"reviewerID": pa.string(), "asin": pa.string(), "unixReviewTime": pa.int64(), "overall": pa.float64()}
 )
@@ -115,13 +117,14 @@ def _parse_review_block(block: list[bytes], broken: BrokenLines) -> pa.Table:
             return table
     except pa.ArrowInvalid:
         pass
-    good = []
+    records = []
     for number, line in enumerate(block, start=broken.lines + 1):
-        if _is_review(line):
-            good.append(line)
-        else:
+        record = _parse_review(line)
+        if record:
+            records.append(record)
+        elif line.strip():
             broken.add(number, line.decode("utf-8", "replace"))
-    return _parse_json(b"".join(good)) if good else REVIEW_FIELDS.empty_table()
+    return pa.Table.from_pylist(records, schema=REVIEW_FIELDS)
 
 
 def _parse_json(text: bytes) -> pa.Table:
@@ -131,12 +134,18 @@ def _parse_json(text: bytes) -> pa.Table:
     )
 
 
-def _is_review(line: bytes) -> bool:
+def _parse_review(line: bytes) -> dict | None:
+    """Read one line the slow way; None if it is no review."""
     try:
-        table = _parse_json(line)
-    except pa.ArrowInvalid:
-        return False
-    return len(table) == 1 and not any(table[name].null_count for name in REQUIRED_FIELDS)
+        record = json.loads(line)
+        user, asin, timestamp = (record[name] for name in REQUIRED_FIELDS)
+    except (ValueError, KeyError, TypeError):
+        return None
+    rating = record.get("overall")
+    types = type(user), type(asin), type(timestamp)
+    if types != (str, str, int) or abs(timestamp) > MAX_TIMESTAMP or type(rating) not in (int, float, type(None)):
+        return None
+    return {"reviewerID": user, "asin": asin, "unixReviewTime": timestamp, "overall": rating}
 
 
 def read_metadata(path: Path, wanted: set[str], progress: bool = True) -> tuple[pd.DataFrame, BrokenLines]:

@@ -114,7 +114,7 @@ def order_ties(interactions: pd.DataFrame, tie_order: str = "asin", seed: int = 
 
 
 def draw_validation_users(reviewer_ids, share: float = VALIDATION_SHARE, seed: int = VALIDATION_SEED) -> list[str]:
-    """Draw the validation users as the authors drew theirs.
+    """Draw the validation users as the authors drew theirs; at least one, so that a tiny shop has some too.
 
     Args:
         reviewer_ids: all users, in any order.
@@ -122,7 +122,7 @@ def draw_validation_users(reviewer_ids, share: float = VALIDATION_SHARE, seed: i
         seed: of `random.Random`.
     """
     ordered = sorted(set(reviewer_ids))
-    return random.Random(seed).sample(ordered, int(share * len(ordered)))
+    return random.Random(seed).sample(ordered, max(1, int(share * len(ordered))))
 
 
 def user_bounds(interactions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

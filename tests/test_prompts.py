@@ -60,8 +60,12 @@ def test_split_prompt_undoes_build():
 def test_empty_history_is_refused():
     with pytest.raises(ValueError, match="at least one item"):
         prompts.build_prompt([])
-    with pytest.raises(ValueError, match="at least two items"):
-        prompts.build_training_text(["Title: a"])
+    with pytest.raises(ValueError, match="at least one item"):
+        prompts.build_training_text([])
+
+
+def test_a_single_training_item_has_an_empty_history():
+    assert prompts.build_training_text(["Title: a"]).endswith("### Purchase history:\n\n\n### Next item:\nTitle: a")
 
 
 @pytest.mark.parametrize(

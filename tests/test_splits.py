@@ -26,8 +26,10 @@ def primer_tables(num_users: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_the_primers_user_comes_out_as_printed():
-    built = splits.build_splits(*primer_tables())
-    assert built["train"][0] == {"reviewer_id": "A00", "text": PRIMER_TRAINING_TEXT}
+    built = splits.build_splits(*primer_tables(num_users=2))
+    assert built["validation"]["reviewer_id"][:] == ["A00"]
+    built = {name: rows.filter(lambda row: row["reviewer_id"] == "A01") for name, rows in built.items()}
+    assert built["train"][0] == {"reviewer_id": "A01", "text": PRIMER_TRAINING_TEXT}
     test = built["test"][0]
     assert test["seen_asins"] == PRIMER_ASINS[:5]
     assert test["asin"] == "B000052YU"
@@ -130,9 +132,13 @@ def test_load_task_of_the_toy(toy):
     assert task.prompts[0] == prompts.build_prompt(["Title: Rose Soap", "Title: Rose Toner"])
 
 
-def test_a_task_without_users_is_empty(toy):
-    task = splits.load_task(toy, "validation")  # 5 % of four users is none
-    assert len(task) == 0 and task.seen_items == [] and task.prompts == []
+def test_a_tiny_shop_has_one_validation_user(toy):
+    """Five per cent of four users is none; an empty split could not even be loaded again."""
+    task = splits.load_task(toy, "validation")
+    assert task.reviewer_ids.tolist() == ["u1"]
+    assert (task.seen_items[0].tolist(), task.targets.tolist()) == ([0], [1])
+    # Three items: one for test, one for validation, one to train on, with an empty history before it.
+    assert prompts.split_prompt(toy.splits["train"][0]["text"]) == ("Title: Rose Soap", [""])
 
 
 def test_unknown_split(toy):
