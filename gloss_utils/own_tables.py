@@ -53,6 +53,10 @@ def _read(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
             f"{path.name} has no column '{missing[0]}': it has {', '.join(table.columns)}; "
             f'name yours, as in columns={{"user": "{table.columns[0]}"}}'
         )
+    empty = table[columns[:2]].isna().to_numpy()  # ids; a missing title is dealt with later
+    if name == "interactions" and empty.any():
+        row, column = np.argwhere(empty)[0]
+        raise ValueError(f"row {row + 1} of {path.name} has no '{columns[column]}': fill it or drop the row")
     return table[columns].copy()
 
 
