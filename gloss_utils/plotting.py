@@ -179,3 +179,128 @@ def lines_with_bands(table: pd.DataFrame, x: str, series: str, xlabel: str, ylab
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=8)
     return figure
+
+
+# 01 · data processing
+
+
+def history_lengths(lengths: np.ndarray, cuts: tuple[int, int]) -> plt.Figure:
+    """Users by history length, with the cuts between cold-start, regular and power users.
+
+    Args:
+        lengths: items per user.
+        cuts: the last length of the first and of the second segment.
+    """
+    figure, axis = plt.subplots()
+    longest = int(np.percentile(lengths, 99))
+    axis.hist(np.minimum(lengths, longest), bins=np.arange(lengths.min(), longest + 2) - 0.5, color=COLORS[0])
+    for cut in cuts:
+        axis.axvline(cut + 0.5, color=COLORS[3], linestyle="dashed", linewidth=1)
+    names = (f"cold-start\n≤ {cuts[0]}", f"regular\n≤ {cuts[1]}", "power")
+    edges = (lengths.min() - 0.5, cuts[0] + 0.5, cuts[1] + 0.5, longest + 0.5)
+    for name, left, right in zip(names, edges[:-1], edges[1:]):
+        axis.text((left + right) / 2, 0.97, name, ha="center", va="top", transform=axis.get_xaxis_transform())
+    axis.set(xlabel="history length (items; the last bar holds all longer ones)", ylabel="users")
+    axis.margins(y=0.2)
+    return figure
+
+
+def long_tail(counts: np.ndarray) -> plt.Figure:
+    """Share of all purchases that the most popular items take.
+
+    Args:
+        counts: purchases per item.
+    """
+    figure, axis = plt.subplots()
+    share = np.cumsum(np.sort(counts)[::-1]) / counts.sum()
+    items = np.arange(1, len(counts) + 1) / len(counts)
+    axis.plot(100 * items, 100 * share, color=COLORS[0])
+    tenth = share[max(0, len(counts) // 10 - 1)]
+    axis.plot([10, 10, 0], [0, 100 * tenth, 100 * tenth], color=COLORS[3], linestyle="dashed", linewidth=1)
+    axis.text(12, 100 * tenth - 4, f"the top 10 % of items take {tenth:.0%}", va="top")
+    axis.set(xlabel="items, most popular first (%)", ylabel="purchases (%)", xlim=(0, 100), ylim=(0, 102))
+    return figure
+
+
+def purchases_per_day(counts: np.ndarray) -> plt.Figure:
+    """How many items a user buys on one day: the share of purchases by the size of their day.
+
+    Args:
+        counts: purchases of each user and day.
+    """
+    figure, axis = plt.subplots()
+    sizes = np.bincount(np.minimum(counts, 10), minlength=11)[1:] * np.arange(1, 11)
+    axis.bar(np.arange(1, 11), 100 * sizes / sizes.sum(), color=[COLORS[0]] + [COLORS[1]] * 9)
+    axis.set_xticks(range(1, 11), [*map(str, range(1, 10)), "10+"])
+    axis.set(xlabel="items that the user bought on that day", ylabel="purchases (%)")
+    axis.text(0.97, 0.9, "orange: their order is not known", ha="right", transform=axis.transAxes)
+    return figure
+
+
+def prompt_lengths(tokens: np.ndarray, limit: int) -> plt.Figure:
+    """Tokens per prompt, with the limit of the context.
+
+    Args:
+        tokens: one count per prompt.
+        limit: tokens that fit.
+    """
+    figure, axis = plt.subplots()
+    axis.hist(tokens, bins=60, color=COLORS[0], log=True)
+    axis.axvline(limit, color=COLORS[3], linestyle="dashed", label=f"limit: {limit} tokens")
+    axis.set(xlabel="tokens per prompt", ylabel="users (log scale)")
+    axis.legend(loc="upper right")
+    return figure
+
+
+# 04 · generation strategies
+
+
+def log_probability_by_position(tables: dict[str, pd.DataFrame]) -> plt.Figure:
+    """Draw the median total log-probability of a user's texts by their position, with the middle half of users.
+
+    Args:
+        tables: one per strategy, from `text_table`.
+    """
+    figure, axis = plt.subplots()
+    for color, (name, table) in zip(COLORS, tables.items()):
+        quartiles = table.groupby("position")["score"].quantile([0.25, 0.5, 0.75]).unstack()
+        axis.plot(quartiles.index, quartiles[0.5], marker="o", color=color, label=name)
+        axis.fill_between(quartiles.index, quartiles[0.25], quartiles[0.75], color=color, alpha=0.15)
+    axis.set(xlabel="position of the text", ylabel="total log-probability (nats)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend()
+    return figure
+
+
+def text_lengths(tables: dict[str, pd.DataFrame], limit: int) -> plt.Figure:
+    """Draw how long the texts are, as shares per strategy, with the limit as a dashed line.
+
+    Args:
+        tables: one per strategy, from `text_table`.
+        limit: tokens that a text may have.
+    """
+    figure, axis = plt.subplots()
+    bins = range(limit + 2)
+    for color, (name, table) in zip(COLORS, tables.items()):
+        weights = [1 / len(table)] * len(table)
+        axis.hist(table["tokens"], bins, weights=weights, histtype="step", lw=1.6, color=color, label=name)
+    axis.axvline(limit, color="0.4", ls="--", label=f"limit: {limit} tokens")
+    axis.set(xlabel="tokens of the text", ylabel="share of texts")
+    axis.legend()
+    return figure
+
+
+def cost_and_quality(table: pd.DataFrame, metric: str) -> plt.Figure:
+    """Draw users per second against a metric, one labelled point per strategy, with 95 % intervals.
+
+    Args:
+        table: index strategy; columns users_per_second, value, low, high.
+        metric: what the value is.
+    """
+    figure, axis = plt.subplots()
+    errors = [table["value"] - table["low"], table["high"] - table["value"]]
+    axis.errorbar(table["users_per_second"], table["value"], yerr=errors, fmt="o", color=COLORS[0], capsize=2)
+    for name, row in table.iterrows():
+        axis.annotate(name, (row["users_per_second"], row["value"]), xytext=(5, 4), textcoords="offset points")
+    axis.set(xscale="log", xlabel="users per second", ylabel=metric)
+    return figure
