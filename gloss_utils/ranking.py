@@ -13,27 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .choices import check
+from .grid import CALREC_WEIGHT, Grid, drop_seen, make_grid
 from .hits import Hits
 
 RRF_CONSTANT = 60.0  # Cormack, Clarke & Büttcher (SIGIR 2009): their value, never tuned since
-CALREC_WEIGHT = 0.5  # notebook 05 chooses it on validation users
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The hits of all users, one plane per user.
-
-    Attributes:
-        items: int64 [num_users, texts, hits], best hit first, -1 where there is none.
-        scores: float64, same shape, retrieval scores; -inf where there is no item.
-        log_probs: float64 [num_users, texts], the generator's log-probability of each text, or None.
-        weight: what `calrec` gives to the log-probability, 0 to 1.
-    """
-
-    items: np.ndarray
-    scores: np.ndarray
-    log_probs: np.ndarray | None = None
-    weight: float = CALREC_WEIGHT
 
 
 Ranked = tuple[np.ndarray, np.ndarray]  # items int64 [num_users, k] and scores float64 [num_users, k]
@@ -47,18 +30,19 @@ def score(grid: Grid, k: int) -> Ranked:
 def beam_order(grid: Grid, k: int) -> Ranked:
     """The best hit of each text, in the order of the texts."""
     items, _ = best_hit_per_text(grid)
-    positions = np.arange(items.shape[1]) + 1.0
-    return best_first(items, np.where(items >= 0, 1.0 / positions, -np.inf), k)
+    return in_order(items, k)
 
 
 def unseen(grid: Grid, k: int) -> Ranked:
     """Each text's best hit that is neither seen nor taken by an earlier text, in the order of the texts."""
-    return in_turns(grid, k, turns=1)
+    items, _ = picks_in_turns(grid, k, turns=1)
+    return in_order(items, k)
 
 
 def round_robin(grid: Grid, k: int) -> Ranked:
     """As `unseen`, and when every text has had its turn, they go round again until the list is full."""
-    return in_turns(grid, k, turns=k)
+    items, _ = picks_in_turns(grid, k, turns=k)
+    return in_order(items, k)
 
 
 def rrf(grid: Grid, k: int) -> Ranked:
@@ -70,22 +54,25 @@ def rrf(grid: Grid, k: int) -> Ranked:
 
 
 def calrec(grid: Grid, k: int) -> Ranked:
-    """(1 - w) · retrieval score / the user's best + w · p(text) / the user's likeliest, from the best text.
+    """As `round_robin`, but a round is sorted by (1 - w) · match + w · likelihood, minus 1 per earlier round.
 
-    p(text) is the exponential of the text's log-probability. The formula is ours: CALRec combines the same
-    two quantities, but how exactly was not readable.
+    match = a pick's retrieval score / the best of the user's picks; likelihood = its text's probability / that of
+    the user's likeliest text. The formula is ours: CALRec combines the same two quantities in rounds, but how
+    exactly was not readable.
     """
     if grid.log_probs is None:
         raise ValueError(
             "policy 'calrec' needs query_scores, one log-probability per text: take a queries file that has "
             "sequence_scores (notebook 04 writes them) or another policy"
         )
-    match = np.maximum(grid.scores, 0.0)  # pads too, they leave in the last line
-    match /= np.maximum(match.max(axis=(1, 2), keepdims=True), np.finfo(float).tiny)
-    best_log_prob = np.maximum(grid.log_probs.max(axis=1, keepdims=True), np.finfo(float).min)
-    likelihood = np.exp(grid.log_probs - best_log_prob)[:, :, None]
-    keys = (1 - grid.weight) * match + grid.weight * likelihood
-    return best_first(_flat(grid.items), _flat(np.where(grid.items >= 0, keys, -np.inf)), k)
+    items, scores = picks_in_turns(grid, k, turns=k)
+    texts, turns = np.arange(items.shape[1]) % grid.items.shape[1], np.arange(items.shape[1]) // grid.items.shape[1]
+    tiny, lowest = np.finfo(float).tiny, np.finfo(float).min
+    match = np.maximum(scores, 0.0)
+    match /= np.maximum(match.max(axis=1, keepdims=True), tiny)
+    likelihood = np.exp(grid.log_probs - np.maximum(grid.log_probs.max(axis=1, keepdims=True), lowest))
+    keys = (1 - grid.weight) * match + grid.weight * likelihood[:, texts] - turns
+    return best_first(items, np.where(items >= 0, keys, -np.inf), k)
 
 
 @dataclass(frozen=True)
@@ -163,66 +150,38 @@ def rank_with_scores(
     return POLICIES[policy].rank(grid, k)
 
 
-def make_grid(
-    hits: Hits, queries_per_user: int, query_scores: np.ndarray | None = None, weight: float = CALREC_WEIGHT
-) -> Grid:
-    """Give each user a plane of (texts, hits), the likeliest text first where probabilities are known."""
-    num_queries, depth = np.asarray(hits.items).shape
-    if queries_per_user < 1 or num_queries % queries_per_user:
-        raise ValueError(f"{num_queries} queries cannot be split into {queries_per_user} per user")
-    shape = (num_queries // queries_per_user, queries_per_user, depth)
-    items = np.asarray(hits.items, dtype=np.int64).reshape(shape)
-    scores = np.where(items >= 0, np.asarray(hits.scores, dtype=np.float64).reshape(shape), -np.inf)
-    if query_scores is None:
-        return Grid(items, scores, None, weight)
-    log_probs = np.asarray(query_scores, dtype=np.float64)
-    if log_probs.size != num_queries:
-        raise ValueError(f"{log_probs.size} query_scores for {num_queries} queries: one per text is needed")
-    # A score that is not a number belongs to a text that is not there.
-    log_probs = np.nan_to_num(log_probs.reshape(shape[:2]), nan=-np.inf, neginf=-np.inf)
-    order = np.argsort(-log_probs, axis=1, kind="stable")
-    items, scores = (np.take_along_axis(part, order[:, :, None], axis=1) for part in (items, scores))
-    return Grid(items, scores, np.take_along_axis(log_probs, order, axis=1), weight)
-
-
-def drop_seen(grid: Grid, seen: Sequence[np.ndarray]) -> Grid:
-    """Turn every seen item of the grid into a pad, for all users in one search."""
-    num_users = len(grid.items)
-    if len(seen) != num_users:
-        raise ValueError(f"seen has {len(seen)} users, the hits have {num_users}: pass one array per user")
-    lengths = np.fromiter(map(len, seen), dtype=np.int64, count=num_users)
-    seen_items = np.concatenate([*seen, np.empty(0, dtype=np.int64)]).astype(np.int64)
-    # One number per (user, item) pair turns "has this user seen it" into a lookup in one sorted array.
-    stride = max(grid.items.max(initial=0), seen_items.max(initial=0)) + 1
-    seen_pairs = np.sort(np.repeat(np.arange(num_users), lengths) * stride + seen_items)
-    pairs = np.arange(num_users)[:, None, None] * stride + np.maximum(grid.items, 0)
-    place = np.minimum(np.searchsorted(seen_pairs, pairs), max(len(seen_pairs) - 1, 0))
-    gone = (seen_pairs[place] == pairs) if len(seen_pairs) else np.zeros(pairs.shape, dtype=bool)
-    items = np.where(gone, -1, grid.items)
-    return Grid(items, np.where(items >= 0, grid.scores, -np.inf), grid.log_probs, grid.weight)
-
-
 def best_hit_per_text(grid: Grid) -> Ranked:
     """The first hit of each text that is still there: items and scores, [num_users, texts]."""
     first = (grid.items >= 0).argmax(axis=2)[:, :, None]
     return tuple(np.take_along_axis(part, first, axis=2)[:, :, 0] for part in (grid.items, grid.scores))
 
 
-def in_turns(grid: Grid, k: int, turns: int) -> Ranked:
-    """Each text in its turn gives its best item that nobody has taken, `turns` times round at most."""
+def picks_in_turns(grid: Grid, k: int, turns: int) -> Ranked:
+    """Each text in its turn gives its best item that nobody has taken, `turns` times round at most.
+
+    Returns:
+        Items and their retrieval scores, [num_users, rounds × texts]; -1 from a text that had nothing left.
+    """
     left, users = grid.items.copy(), np.arange(len(grid.items))
-    taken = np.full((len(users), 0), -1)
+    items, scores = [], []
     for _ in range(turns):
         for text in range(left.shape[1]):
             first = (left[:, text] >= 0).argmax(axis=1)
-            picked = left[users, text, first]  # -1 from a text that has nothing left
+            picked = left[users, text, first]
+            scores.append(np.where(picked >= 0, grid.scores[users, text, first], -np.inf))
             left[left == picked[:, None, None]] = -1
-            taken = np.column_stack([taken, picked])
-        if (left < 0).all() or ((taken >= 0).sum(axis=1) >= k).all():
+            items.append(picked)
+        if (left < 0).all() or (np.sum([picked >= 0 for picked in items], axis=0) >= k).all():
             break
-    # An empty turn is no place in the list: count only the items.
-    position = np.maximum(np.cumsum(taken >= 0, axis=1), 1)
-    return best_first(taken, np.where(taken >= 0, 1.0 / position, -np.inf), k)
+    return np.stack(items, axis=1), np.stack(scores, axis=1)
+
+
+def in_order(items: np.ndarray, k: int) -> Ranked:
+    """The k first distinct items of each row as they come; the score is 1 / position."""
+    positions = np.arange(items.shape[1]) + 1.0
+    ranked, scores = best_first(items, np.where(items >= 0, 1.0 / positions, -np.inf), k)
+    # An empty turn took a position, but no place in the list.
+    return ranked, np.where(scores > -np.inf, 1.0 / (np.arange(k) + 1.0), -np.inf)
 
 
 def best_first(items: np.ndarray, keys: np.ndarray, k: int, combine: np.ufunc = np.maximum) -> Ranked:
@@ -254,22 +213,3 @@ def best_first(items: np.ndarray, keys: np.ndarray, k: int, combine: np.ufunc = 
 
 def _flat(part: np.ndarray) -> np.ndarray:
     return part.reshape(len(part), -1)
-
-
-def texts_side_by_side(records: Sequence[dict]) -> tuple[list[str], int, np.ndarray | None]:
-    """Lay the texts of a queries file out as `rank_items` wants them: as many per user, padded with "".
-
-    Args:
-        records: from `generation.load_queries`: `generated_sequences` and, where known, `sequence_scores`.
-
-    Returns:
-        The texts, users in the records' order; the texts per user; float64 log-probabilities [num_texts]
-        (-inf for a pad), or None where a record has none.
-    """
-    width = max((len(record["generated_sequences"]) for record in records), default=0) or 1
-    texts, log_probs = [], []
-    for record in records:
-        missing = width - len(record["generated_sequences"])
-        texts += [*record["generated_sequences"], *[""] * missing]
-        log_probs += [*(record.get("sequence_scores") or []), *[-np.inf] * missing]
-    return texts, width, np.array(log_probs) if len(log_probs) == len(texts) else None

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from gloss_utils.ranking import POLICIES, rank_items, rank_with_scores, texts_side_by_side
+from gloss_utils.grid import texts_side_by_side
 from gloss_utils.hits import Hits
+from gloss_utils.ranking import POLICIES, rank_items, rank_with_scores
 
 NUM_ITEMS = 12  # few, so that texts share items and users have seen many of them
 
@@ -20,29 +21,40 @@ def slow_lists(user_items, user_scores, policy, k, seen, log_probs, weight):
     for text in order:
         hits = [(i, s) for i, s in zip(user_items[text], user_scores[text]) if i >= 0 and i not in seen]
         texts.append((hits, None if log_probs is None else log_probs[text]))
-    if policy in ("unseen", "round_robin"):
-        taken = []
+    if policy in ("unseen", "round_robin", "calrec"):
+        rounds = []
         for _ in range(1 if policy == "unseen" else 100):
-            for hits, _ in texts:
-                free = [item for item, _ in hits if item not in taken]
-                taken += free[:1]
-        return [(item, 1 / (place + 1)) for place, item in enumerate(taken)][:k]
+            rounds.append([])
+            for hits, log_prob in texts:
+                taken = {pick[0] for picks in rounds for pick in picks}
+                rounds[-1] += [(item, score, log_prob) for item, score in hits if item not in taken][:1]
+    if policy in ("unseen", "round_robin"):
+        flat = [pick for picks in rounds for pick in picks]
+        return [(pick[0], 1 / (place + 1)) for place, pick in enumerate(flat)][:k]
+    if policy == "calrec":
+        top = max((score for picks in rounds for _, score, _ in picks), default=0)
+        likeliest = max(log_probs)
+        keyed = [
+            (item, (1 - weight) * score / top + weight * math.exp(log_prob - likeliest) - number)
+            for number, picks in enumerate(rounds)
+            for item, score, log_prob in picks
+        ]
+        return sorted(((i, round(v, 12)) for i, v in keyed), key=lambda pair: (-pair[1], pair[0]))[:k]
     best = {}
-    top = max([s for hits, _ in texts for _, s in hits], default=0)
-    for place, (hits, log_prob) in enumerate(texts):
+    for place, (hits, _) in enumerate(texts):
         for rank, (item, retrieval_score) in enumerate(hits, start=1):
             if policy == "score":
                 value = retrieval_score if rank == 1 else None
             elif policy == "beam_order":
-                value = 1 / (place + 1) if rank == 1 else None
-            elif policy == "rrf":
-                value = best.get(item, 0) + 1 / (60 + rank)
+                value = -place if rank == 1 else None
             else:
-                probability = math.exp(log_prob - max(lp for _, lp in texts))
-                value = (1 - weight) * retrieval_score / top + weight * probability
+                value = best.get(item, 0) + 1 / (60 + rank)
             if value is not None:
                 best[item] = max(value, best.get(item, -math.inf))
-    return sorted(((i, round(v, 12)) for i, v in best.items()), key=lambda pair: (-pair[1], pair[0]))[:k]
+    ranked = sorted(((i, round(v, 12)) for i, v in best.items()), key=lambda pair: (-pair[1], pair[0]))[:k]
+    if policy == "beam_order":
+        return [(item, 1 / (place + 1)) for place, (item, _) in enumerate(ranked)]
+    return ranked
 
 
 def random_hits(rng, num_users, texts, depth):
@@ -114,7 +126,7 @@ def test_policy_by_hand(policy, seen, want):
 
 
 def test_calrec_by_hand():
-    """Halves of p = 1 and p = 1/2: with w = 1/2, item 3 has .5·1 + .5·.5 = .75, item 1 has .5·.2 + .5 = .6."""
+    """Matches .2 and 1, likelihoods 1 and .5, w = 1/2: item 3 has .5·1 + .5·.5 = .75, item 1 .5·.2 + .5·1 = .6."""
     hits = Hits(np.array([[1], [3]]), np.array([[2.0], [10.0]], dtype=np.float32))
     ranked, scores = rank_with_scores(hits, 2, "calrec", 2, query_scores=np.log([1.0, 0.5]), weight=0.5)
     assert ranked.tolist() == [[3, 1]]
