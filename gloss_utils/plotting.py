@@ -194,15 +194,14 @@ def history_lengths(lengths: np.ndarray, cuts: tuple[int, int]) -> plt.Figure:
     """
     figure, axis = plt.subplots()
     longest = int(np.percentile(lengths, 99))
-    axis.hist(np.minimum(lengths, longest), bins=np.arange(lengths.min(), longest + 2) - 0.5, color=COLORS[0])
-    for cut in cuts:
-        axis.axvline(cut + 0.5, color=COLORS[3], linestyle="dashed", linewidth=1)
-    names = (f"cold-start\n≤ {cuts[0]}", f"regular\n≤ {cuts[1]}", "power")
-    edges = (lengths.min() - 0.5, cuts[0] + 0.5, cuts[1] + 0.5, longest + 0.5)
-    for name, left, right in zip(names, edges[:-1], edges[1:]):
-        axis.text((left + right) / 2, 0.97, name, ha="center", va="top", transform=axis.get_xaxis_transform())
+    clipped = np.minimum(lengths, longest)
+    segments = np.searchsorted(cuts, lengths)
+    names = (f"cold-start (≤ {cuts[0]})", f"regular (≤ {cuts[1]})", "power")
+    bins = np.arange(lengths.min(), longest + 2) - 0.5
+    for number, name in enumerate(names):
+        axis.hist(clipped[segments == number], bins=bins, color=COLORS[number], label=name)
     axis.set(xlabel="history length (items; the last bar holds all longer ones)", ylabel="users")
-    axis.margins(y=0.2)
+    axis.legend()
     return figure
 
 

@@ -138,7 +138,7 @@ def prepare(
         reviews, items = own_tables.read_tables(raw, columns or {})
         report.add("rows read", reviews, 0)
     else:
-        reviews, items = _read_category(check(dataset, CATEGORIES, "data set"), raw, report, progress)
+        reviews, items = _read_category(dataset, raw, report, progress)
     interactions, catalog = clean(reviews, items, report)
     interactions = order_ties(keep_users(interactions, max_users, seed), tie_order, seed)
     if max_users:
@@ -150,10 +150,20 @@ def prepare(
     return write(prepared)
 
 
+def category_files(dataset: str, raw_dir: str | Path) -> tuple[Path, Path]:
+    """Name the reviews and the metadata file of a category, as the UCSD hosts do.
+
+    >>> [path.name for path in category_files("toys", "raw")]
+    ['reviews_Toys_and_Games_5.json.gz', 'meta_Toys_and_Games.json.gz']
+    """
+    category = CATEGORIES[check(dataset, CATEGORIES, "data set")]
+    raw = resolve(raw_dir)
+    return raw / f"reviews_{category}_5.json.gz", raw / f"meta_{category}.json.gz"
+
+
 def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the two UCSD files of one category, made or downloaded first where they are missing."""
-    category = CATEGORIES[dataset]
-    files = raw / f"reviews_{category}_5.json.gz", raw / f"meta_{category}.json.gz"
+    files = category_files(dataset, raw)
     for path in files:
         if not path.exists():
             sample_store.write(raw) if dataset == "sample" else download.fetch(path, progress)
@@ -167,8 +177,8 @@ def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> t
 def write(prepared: Prepared) -> Prepared:
     """Write the artifacts of a prepared dataset, each whole or not at all."""
     paths = prepared.paths
+    write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))
     write_atomically(paths.interactions, lambda path: prepared.interactions.to_parquet(path, index=False))
     write_atomically(paths.catalog, lambda path: prepared.catalog.to_parquet(path, index=False))
     write_atomically(paths.splits, lambda path: save_splits(prepared.splits, path))
-    write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))
     return prepared
