@@ -228,13 +228,14 @@ def _draw_samples(model, tokenizer, inputs, strategy, seeds, trie, share_prompt)
 
 
 def _collect(tokenizer, tokens: torch.Tensor, scores: torch.Tensor, strategy: Strategy) -> list[Generated]:
-    """Decode [batch, texts, new] tokens; drop beams that do not exist; deduplicate where asked."""
-    results = []
-    for user_tokens, user_scores in zip(tokens.tolist(), scores.float().tolist()):
-        texts = [clean_text(text) for text in tokenizer.batch_decode(user_tokens, skip_special_tokens=True)]
-        pairs = [(text, score) for text, score in zip(texts, user_scores) if score > NO_BEAM]
-        if strategy.deduplicate:
-            pairs = list(dict(sorted(pairs, key=lambda pair: pair[1])).items())
-            pairs.sort(key=lambda pair: -pair[1])
-        results.append(Generated([text for text, _ in pairs], [score for _, score in pairs]))
-    return results
+    """Decode [batch, texts, new] tokens into one result per user."""
+    decoded = [tokenizer.batch_decode(user, skip_special_tokens=True) for user in tokens.tolist()]
+    return [keep_texts(texts, user, strategy) for texts, user in zip(decoded, scores.float().tolist())]
+
+
+def keep_texts(decoded: list[str], scores: list[float], strategy: Strategy) -> Generated:
+    """Clean a user's texts, drop beams that do not exist, and deduplicate where the strategy asks for it."""
+    pairs = [(clean_text(text), score) for text, score in zip(decoded, scores) if score > NO_BEAM]
+    if strategy.deduplicate:  # one text may be spelt in several ways: the likeliest stays
+        pairs = sorted(dict(sorted(pairs, key=lambda pair: pair[1])).items(), key=lambda pair: -pair[1])
+    return Generated([text for text, _ in pairs], [score for _, score in pairs])

@@ -1,1 +1,131 @@
-"""The vLLM engine."""
+"""Generation through vLLM: paged attention and continuous batching, for large models on a GPU.
+
+The same prompts in token ids, the same strategies, the same scores. vLLM is not in `requirements.txt`: it wants an
+environment of its own (`requirements-vllm.txt`), and `make check-vllm` shows there that its beams are transformers'.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .generation import Generated, encode_prompts, keep_texts, plan_batches
+from .paths import DatasetPaths
+from .strategies import Strategy
+
+
+@dataclass(frozen=True)
+class VllmModel:
+    """A base in vLLM with its adapter.
+
+    Attributes:
+        engine: `vllm.LLM`.
+        tokenizer: the adapter's.
+        adapter: `vllm.lora.request.LoRARequest`, or None for the base alone.
+        fingerprint: of the adapter's files, for queries files.
+    """
+
+    engine: Any
+    tokenizer: Any
+    adapter: Any
+    fingerprint: int
+
+
+def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, rank: int = 16, **options) -> VllmModel:
+    """Open a base and its adapter in vLLM.
+
+    Args:
+        paths: the dataset's.
+        model: a name; the base is `paths.base_model(model)` where it was made here, else a Hugging Face id.
+        max_seq_length: tokens of prompt and answer together.
+        rank: the adapter's.
+        options: passed on to `vllm.LLM` (`dtype`, `gpu_memory_utilization`, …).
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed here.
+        FileNotFoundError: notebook 03 has not run for this model.
+    """
+    try:
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "engine 'vllm' needs vLLM, which is not installed here: use engine='transformers', or run in the "
+            "environment of requirements-vllm.txt"
+        ) from error
+    from .language_models import load_tokenizer, locate
+
+    adapter = paths.require(paths.adapter(model), "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    engine = LLM(
+        model=locate(model, paths, quantize=False),
+        tokenizer=str(adapter),
+        max_model_len=max_seq_length,
+        enable_lora=True,
+        max_lora_rank=rank,
+        **options,
+    )
+    return VllmModel(
+        engine,
+        load_tokenizer(str(adapter)),
+        LoRARequest("adapter", 1, str(adapter)),
+        zlib.crc32(weights.read_bytes()),
+    )
+
+
+def generate_batches(
+    model: VllmModel, prompts: list[str], strategy: Strategy, batch_size: int, max_seq_length: int, seed: int
+) -> Iterator[tuple[list[int], list[Generated]]]:
+    """As `generation.generate_batches`. vLLM schedules on its own; the batches are for saving what is done.
+
+    Raises:
+        ValueError: a constrained strategy, which this engine does not have.
+    """
+    if strategy.constrained:
+        raise ValueError(f"strategy '{strategy.name}' needs engine='transformers': vLLM gets no catalog trie here")
+    encoded = encode_prompts(model.tokenizer, prompts, max_seq_length, strategy.max_new_tokens)
+    write = _search_beams if strategy.temperature == 0 else _draw_samples
+    for rows in plan_batches([len(ids) for ids in encoded], batch_size):
+        inputs = [{"prompt_token_ids": encoded[row]} for row in rows]
+        seeds = [zlib.crc32(f"{seed}:{prompts[row]}".encode()) for row in rows]
+        found = write(model, inputs, strategy, seeds)
+        yield rows, [_to_generated(model.tokenizer, pairs, strategy) for pairs in found]
+
+
+def _search_beams(model: VllmModel, inputs: list[dict], strategy: Strategy, seeds: list[int]) -> list[list]:
+    """Beam search. Returns (new tokens, total log-probability) pairs per prompt, best first."""
+    from vllm.sampling_params import BeamSearchParams
+
+    settings = BeamSearchParams(
+        beam_width=strategy.num_texts, max_tokens=strategy.max_new_tokens, length_penalty=strategy.length_penalty
+    )
+    outputs = model.engine.beam_search(inputs, settings, lora_request=model.adapter, use_tqdm=False)
+    return [
+        [(beam.tokens[len(prompt["prompt_token_ids"]) :], beam.cum_logprob) for beam in output.sequences]
+        for prompt, output in zip(inputs, outputs)
+    ]
+
+
+def _draw_samples(model: VllmModel, inputs: list[dict], strategy: Strategy, seeds: list[int]) -> list[list]:
+    """Independent samples, each user from a seed of its own. Returns pairs as `_search_beams`."""
+    from vllm import SamplingParams
+
+    settings = [
+        SamplingParams(
+            n=strategy.num_texts,
+            temperature=strategy.temperature,
+            top_k=strategy.top_k,
+            top_p=strategy.top_p,
+            max_tokens=strategy.max_new_tokens,
+            logprobs=0,  # the drawn token's own, before temperature, top-k and top-p
+            seed=seed,
+        )
+        for seed in seeds
+    ]
+    outputs = model.engine.generate(inputs, settings, lora_request=model.adapter, use_tqdm=False)
+    return [[(text.token_ids, text.cumulative_logprob) for text in output.outputs] for output in outputs]
+
+
+def _to_generated(tokenizer, pairs: list, strategy: Strategy) -> Generated:
+    decoded = tokenizer.batch_decode([list(tokens) for tokens, _ in pairs], skip_special_tokens=True)
+    return keep_texts(decoded, [score for _, score in pairs], strategy)
