@@ -36,19 +36,17 @@ class Report:
 
     def add(self, step: str, interactions: pd.DataFrame, removed: int, note: str = "") -> None:
         """Add a row: `removed` counts what the step names (lines, asins or interactions)."""
-        self.rows.append(
-            {
-                "step": step,
-                "removed": removed,
+        left = self.rows[-1] if self.rows else {}
+        if left.get("interactions") != len(interactions):  # counting is slow: not where nothing went
+            left = {
                 "users": interactions["reviewer_id"].nunique(),
                 "items": interactions["asin"].nunique(),
                 "interactions": len(interactions),
-                "note": note,
             }
-        )
+        self.rows.append(left | {"step": step, "removed": removed, "note": note})
 
     def frame(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows)
+        return pd.DataFrame(self.rows, columns=["step", "removed", "users", "items", "interactions", "note"])
 
 
 def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[pd.DataFrame, pd.DataFrame]:

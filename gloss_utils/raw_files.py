@@ -60,7 +60,7 @@ class BrokenLines:
             )
 
 
-def read_blocks(path: Path, progress: bool = True) -> Iterator[list[bytes]]:
+def read_blocks(path: Path, progress: bool = True) -> Iterator[bytes]:
     """Read a gzip file in blocks of whole lines, about 8 MiB of text at a time.
 
     Args:
@@ -77,8 +77,8 @@ def read_blocks(path: Path, progress: bool = True) -> Iterator[list[bytes]]:
     ):
         try:
             with gzip.open(raw) as lines:
-                while block := lines.readlines(BLOCK_BYTES):
-                    yield block
+                while block := lines.read(BLOCK_BYTES):
+                    yield block + lines.readline()
                     bar.update(raw.tell() - bar.n)
         except EOFError:
             raise ValueError(f"{path.name} is truncated: delete it and download it again") from None
@@ -100,25 +100,28 @@ def read_reviews(path: Path, progress: bool = True) -> tuple[pd.DataFrame, Broke
     broken = BrokenLines(path.name)
     tables = []
     for block in read_blocks(path, progress):
-        table = _parse_review_block(block, broken)
-        tables.append(table.select(REVIEW_FIELDS.names))
-        broken.lines += len(block)
+        tables.append(_parse_review_block(block, broken).select(REVIEW_FIELDS.names))
+        broken.lines += _count_lines(block)
     broken.refuse_too_many()
     frame = pa.concat_tables(tables).to_pandas()
     frame.columns = ["reviewer_id", "asin", "timestamp", "rating"]
     return frame, broken
 
 
-def _parse_review_block(block: list[bytes], broken: BrokenLines) -> pa.Table:
+def _count_lines(block: bytes) -> int:
+    return block.count(b"\n") + (not block.endswith(b"\n"))
+
+
+def _parse_review_block(block: bytes, broken: BrokenLines) -> pa.Table:
     """Parse a block at once; only where that fails, look for the broken lines one by one."""
     try:
-        table = _parse_json(b"".join(block))
-        if len(table) == len(block) and not any(table[name].null_count for name in REQUIRED_FIELDS):
+        table = _parse_json(block)
+        if len(table) == _count_lines(block) and not any(table[name].null_count for name in REQUIRED_FIELDS):
             return table
     except pa.ArrowInvalid:
         pass
     records = []
-    for number, line in enumerate(block, start=broken.lines + 1):
+    for number, line in enumerate(block.split(b"\n"), start=broken.lines + 1):
         record = _parse_review(line)
         if record:
             records.append(record)
@@ -166,17 +169,16 @@ def read_metadata(path: Path, wanted: set[str], progress: bool = True) -> tuple[
     broken = BrokenLines(path.name)
     rows = []
     for block in read_blocks(path, progress):
-        for number, line in enumerate(block, start=broken.lines + 1):
-            text = line.decode("utf-8", "replace")
+        for number, text in enumerate(block.decode("utf-8", "replace").split("\n"), start=broken.lines + 1):
             start = META_START.match(text)
-            if start and start[1] not in wanted:
+            if not text.strip() or (start and start[1] not in wanted):
                 continue
             item = _parse_item(text)
             if item is None:
                 broken.add(number, text)
             elif item["asin"] in wanted:
                 rows.append((item["asin"], item.get("title")))
-        broken.lines += len(block)
+        broken.lines += _count_lines(block)
     broken.refuse_too_many()
     return pd.DataFrame(rows, columns=["asin", "title"], dtype=object), broken
 

@@ -8,7 +8,9 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
+from datasets.fingerprint import generate_random_fingerprint
 
 from . import prompts
 from .choices import check
@@ -17,6 +19,7 @@ from .paths import DatasetPaths, dataset_paths
 MIN_INTERACTIONS = 3  # one item to train on, one to predict, and one to hold out
 VALIDATION_SHARE = 0.05
 VALIDATION_SEED = 42  # the authors' seed: on the same file, the same people
+BLOCK_USERS = 20_000  # rows built at a time, which bounds the memory
 TIE_ORDERS = ("asin", "shuffled", "reverse")
 
 
@@ -157,41 +160,58 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDi
         raise ValueError(
             f"user '{short}' has {lengths.min()} interactions: a split needs {MIN_INTERACTIONS} or more per user"
         )
-    asins = interactions["asin"].tolist()
-    texts = interactions["asin"].map(catalog.set_index("asin")["text"]).tolist()
-    validation_users = set(draw_validation_users(reviewer_ids))
-    spans = list(zip(reviewer_ids, bounds[:-1].tolist(), bounds[1:].tolist()))
-    validation = [(user, start, stop - 1) for user, start, stop in spans if user in validation_users]
-    train_texts = [
-        prompts.build_training_text(texts[start : stop - 1 - (user in validation_users)])
-        for user, start, stop in spans
-    ]
-    return DatasetDict(
-        train=_dataset({"reviewer_id": [span[0] for span in spans], "text": train_texts}),
-        validation=_held_out(validation, asins, texts),
-        test=_held_out(spans, asins, texts),
+    asins = pa.array(interactions["asin"], pa.string())
+    items = pd.Index(catalog["asin"]).get_indexer(interactions["asin"])
+    texts = pa.array(catalog["text"], pa.string()).take(pa.array(items))
+    starts, stops = bounds[:-1], bounds[1:]
+    drawn = pd.Index(reviewer_ids).isin(draw_validation_users(reviewer_ids))
+    train = _rows(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])
+    validation = _rows(reviewer_ids[drawn], starts[drawn], stops[drawn] - 1, asins, texts)
+    test = _rows(reviewer_ids, starts, stops, asins, texts)
+    return DatasetDict(train=_dataset(train), validation=_dataset(validation), test=_dataset(test))
+
+
+def _rows(
+    reviewer_ids: np.ndarray, starts: np.ndarray, stops: np.ndarray, asins: pa.Array, texts: pa.Array
+) -> pa.Table:
+    """Write one row per user: the last item of the span is the answer, those before it are the prompt.
+
+    Args:
+        reviewer_ids: [U].
+        starts, stops: int64 [U], each user's span of rows in `asins` and `texts`.
+        asins, texts: of all purchases.
+    """
+    blocks = [slice(row, row + BLOCK_USERS) for row in range(0, len(starts), BLOCK_USERS)]
+    return pa.concat_tables(
+        [_block_of_rows(reviewer_ids[block], starts[block], stops[block], asins, texts) for block in blocks]
     )
 
 
-def _held_out(spans: list[tuple[str, int, int]], asins: list[str], texts: list[str]) -> Dataset:
-    """Build validation or test rows: the last item of each span is the target."""
-    ptexts = [prompts.build_prompt(texts[start : stop - 1]) for _, start, stop in spans]
-    targets = [texts[stop - 1] for _, _, stop in spans]
-    return _dataset(
+def _block_of_rows(
+    reviewer_ids: np.ndarray, starts: np.ndarray, stops: np.ndarray, asins: pa.Array, texts: pa.Array
+) -> pa.Table:
+    """The same for a block of users; `prompts.build_prompt` in columns instead of one user at a time."""
+    offsets = np.concatenate([[0], np.cumsum(stops - 1 - starts)])
+    before = pa.array(np.repeat(starts - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1]))
+    last = pa.array(stops - 1)
+    lists = pa.array(offsets, pa.int32())
+    histories = pc.binary_join(pa.ListArray.from_arrays(lists, texts.take(before)), "\n")
+    ptext = pc.binary_join_element_wise(prompts.PROMPT_HEADER, histories, prompts.NEXT_ITEM, "")
+    return pa.table(
         {
-            "reviewer_id": [user for user, _, _ in spans],
-            "ptext": ptexts,
-            "text": [prompt + target for prompt, target in zip(ptexts, targets)],
-            "seen_asins": [asins[start : stop - 1] for _, start, stop in spans],
-            "asin": [asins[stop - 1] for _, _, stop in spans],
-            "asin_text": targets,
+            "reviewer_id": pa.array(reviewer_ids, pa.string()),
+            "ptext": ptext,
+            "text": pc.binary_join_element_wise(ptext, texts.take(last), ""),
+            "seen_asins": pa.ListArray.from_arrays(lists, asins.take(before)),
+            "asin": asins.take(last),
+            "asin_text": texts.take(last),
         }
     )
 
 
-def _dataset(columns: dict[str, list]) -> Dataset:
-    types = {name: pa.list_(pa.string()) if name == "seen_asins" else pa.string() for name in columns}
-    return Dataset(pa.table({name: pa.array(values, types[name]) for name, values in columns.items()}))
+def _dataset(table: pa.Table) -> Dataset:
+    # A fingerprint of our own: computing one takes the library longer than building the table.
+    return Dataset(datasets.table.InMemoryTable(table), fingerprint=generate_random_fingerprint())
 
 
 def save_splits(splits: DatasetDict, path: Path) -> None:
@@ -252,7 +272,7 @@ def training_histories(prepared: Prepared) -> list[np.ndarray]:
     """
     reviewer_ids, bounds = user_bounds(prepared.interactions)
     items = prepared.item_numbers(prepared.interactions["asin"])
-    held_out = 1 + np.isin(reviewer_ids, prepared.splits["validation"]["reviewer_id"][:])
+    held_out = 1 + pd.Index(reviewer_ids).isin(prepared.splits["validation"]["reviewer_id"][:])
     return [items[start:stop] for start, stop in zip(bounds[:-1], bounds[1:] - held_out)]
 
 
