@@ -1,0 +1,140 @@
+"""Loading a base model in 4 bits: which engine, which repository, which special tokens."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from .choices import check
+from .paths import DatasetPaths, resolve
+from .resources import has_fast_bf16
+
+TINY_LLAMA = "tiny-llama"
+# Unsloth's copies: the same weights as Meta's, already quantized, and without the licence form in front.
+REPOSITORIES = {
+    "llama-3.2-1b": "unsloth/Llama-3.2-1B-bnb-4bit",
+    "llama-3.2-3b": "unsloth/Llama-3.2-3B-bnb-4bit",
+    "llama-3.1-8b": "unsloth/Meta-Llama-3.1-8B-bnb-4bit",
+}
+ENGINES = ("auto", "unsloth", "transformers")
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<|pad|>", "[PAD]")
+
+
+def choose_engine(engine: str = "auto") -> tuple[str, str]:
+    """Decide between Unsloth and transformers + bitsandbytes + PEFT.
+
+    Args:
+        engine: `auto`, or one of the two by name.
+
+    Returns:
+        The engine and the reason, for the reader.
+
+    Raises:
+        ValueError: an unknown name, or Unsloth where it cannot run.
+    """
+    check(engine, ENGINES, "engine")
+    missing = None
+    if not torch.cuda.is_available():
+        missing = "there is no GPU here, and Unsloth does not import without one"
+    elif importlib.util.find_spec("unsloth") is None:
+        missing = "a GPU is here, but the package is not: pip install -r requirements-gpu.txt"
+    if engine == "unsloth" and missing:
+        raise ValueError(f"engine 'unsloth' cannot run: {missing}. Set ENGINE=auto or ENGINE=transformers")
+    if engine == "transformers":
+        return "transformers", "asked for"
+    if missing:
+        return "transformers", missing
+    return "unsloth", "asked for" if engine == "unsloth" else "a GPU and the package are here"
+
+
+def locate(model: str, paths: DatasetPaths, quantize: bool = True) -> str:
+    """Turn a model's name into a directory or a Hugging Face id.
+
+    Args:
+        model: `tiny-llama`, a short name of a Llama, a Hugging Face id, or a local directory.
+        paths: the dataset's; `tiny-llama` has one base per dataset.
+        quantize: False asks for the repository with the full weights.
+
+    Raises:
+        FileNotFoundError: `tiny-llama` has not been grown yet.
+        ValueError: an unknown short name.
+    """
+    if model == TINY_LLAMA:
+        return str(paths.require(paths.base_model(model), "base model"))
+    if (resolve(model) / "config.json").exists():
+        return str(resolve(model))
+    if "/" in model:
+        return model
+    check(model, [TINY_LLAMA, *REPOSITORIES], "model")
+    return REPOSITORIES[model] if quantize else REPOSITORIES[model].removesuffix("-bnb-4bit")
+
+
+def load(
+    source: str, quantize: bool = True, engine: str = "transformers", max_seq_length: int = 1024
+) -> tuple[torch.nn.Module, object]:
+    """Load a base model and its tokenizer.
+
+    Args:
+        source: from `locate`.
+        quantize: 4-bit NF4 weights with double quantization, as in QLoRA; else the full weights.
+        engine: `unsloth` or `transformers`.
+        max_seq_length: tokens; Unsloth wants to know it now.
+
+    Returns:
+        model and tokenizer; PAD is distinct from EOS wherever the vocabulary allows it.
+
+    Raises:
+        FileNotFoundError: it is neither on this disk nor to be had from the hub.
+    """
+    try:
+        if engine == "unsloth":
+            from unsloth import FastLanguageModel
+
+            model, tokenizer = FastLanguageModel.from_pretrained(
+                model_name=source, max_seq_length=max_seq_length, dtype=None, load_in_4bit=quantize
+            )
+        else:
+            tokenizer = load_tokenizer(source)
+            model = AutoModelForCausalLM.from_pretrained(source, **_loading_options(quantize))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model '{Path(source).name if Path(source).is_absolute() else source}' is not on this disk and the "
+            "hub did not give it: with a network, run `hf download` for it and set MODEL to that directory, or take "
+            f"MODEL=tiny-llama, which needs no download ({str(error).splitlines()[0]})"
+        ) from error
+    set_padding_token(model, tokenizer)
+    return model, tokenizer
+
+
+def load_tokenizer(source: str):
+    """Load a tokenizer from a directory or by its Hugging Face id."""
+    return AutoTokenizer.from_pretrained(source)
+
+
+def _loading_options(quantize: bool) -> dict:
+    """Weights that are not quantized, and all arithmetic, in bf16 on a GPU that has it, else in fp32."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() and has_fast_bf16() else torch.float32
+    options = {"dtype": dtype, "device_map": {"": "cuda:0" if torch.cuda.is_available() else "cpu"}}
+    if quantize:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return options
+
+
+def set_padding_token(model, tokenizer) -> None:
+    """Give the tokenizer a PAD that is not EOS, and tell the model.
+
+    With PAD = EOS, a mask made by token number would hide the EOS too, and the model would never learn to
+    stop. Our masks are made by position, so EOS is a safe last resort for a vocabulary without a spare token.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        vocabulary = tokenizer.get_vocab()
+        spare = [token for token in PAD_CANDIDATES if token in vocabulary]
+        tokenizer.pad_token = spare[0] if spare else tokenizer.unk_token or tokenizer.eos_token
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
