@@ -304,3 +304,97 @@ def cost_and_quality(table: pd.DataFrame, metric: str) -> plt.Figure:
         axis.annotate(name, (row["users_per_second"], row["value"]), xytext=(5, 4), textcoords="offset points")
     axis.set(xscale="log", xlabel="users per second", ylabel=metric)
     return figure
+
+
+# 03 · fine-tuning
+
+
+def loss_curves(log: pd.DataFrame, best_step: int | None = None) -> plt.Figure:
+    """Training loss solid, validation loss dashed, the best step marked.
+
+    Args:
+        log: `training_log.csv`.
+        best_step: the step whose adapter was kept.
+    """
+    figure, axis = plt.subplots()
+    train, validation = log[log["split"] == "train"], log[log["split"] == "validation"]
+    axis.plot(train["step"], train["loss"], color=COLORS[0], alpha=0.25, linewidth=0.8)
+    smooth = train["loss"].rolling(max(1, len(train) // 30), min_periods=1, center=True).mean()
+    axis.plot(train["step"], smooth, color=COLORS[0], label="training")
+    axis.plot(validation["step"], validation["loss"], "--o", color=COLORS[1], markersize=4, label="validation")
+    if best_step is not None:
+        axis.axvline(best_step, color="0.4", linestyle=":", linewidth=1, label=f"best step, {best_step}")
+    axis.set_ylim(0.9 * min(smooth.min(), validation["loss"].min()), train["loss"].quantile(0.99))
+    axis.set(xlabel="step", ylabel="loss (nats per token)")
+    axis.legend()
+    return figure
+
+
+def memory_and_time(log: pd.DataFrame, memory: dict[str, str]) -> plt.Figure:
+    """Memory and seconds of each training step, one panel each.
+
+    Args:
+        log: `training_log.csv`.
+        memory: columns to draw (MiB), with their label.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.0))
+    train = log[log["split"] == "train"]
+    for number, (column, label) in enumerate(memory.items()):
+        left.plot(train["step"], train[column] / 1024, color=COLORS[number], label=label)
+    left.set(xlabel="step", ylabel="memory (GiB)")
+    left.set_ylim(bottom=0)
+    left.legend(loc="lower right")
+    right.plot(train["step"], train["step_seconds"], ".", color=COLORS[2], markersize=2)
+    right.axhline(train["step_seconds"].median(), color="0.3", linewidth=1, label="median")
+    right.set(xlabel="step", ylabel="time (s per step)")
+    right.set_ylim(0, 1.5 * train["step_seconds"].quantile(0.98))
+    right.legend()
+    return figure
+
+
+def memory_parts(table: pd.DataFrame, parts: list[str], peak: str) -> plt.Figure:
+    """Stacked bars of estimated memory, one per model, with the published peak as a line across each.
+
+    Args:
+        table: one row per model, GB.
+        parts: columns to stack.
+        peak: the column with the published peak.
+    """
+    figure, axis = plt.subplots()
+    bottom = np.zeros(len(table))
+    for number, part in enumerate(parts):
+        axis.bar(table["model"], table[part], bottom=bottom, color=COLORS[number], width=0.5, label=part)
+        bottom += table[part].to_numpy()
+    places = np.arange(len(table))
+    axis.hlines(table[peak], places - 0.4, places + 0.4, color="black", linewidth=2, label="paper: stays under")
+    axis.set_ylabel("memory (GB)")
+    axis.grid(axis="x", visible=False)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def stages(table: pd.DataFrame, reference: tuple[str, float]) -> plt.Figure:
+    """Recall of training variants, one panel per question.
+
+    Args:
+        table: `group, variant, value, low, high`.
+        reference: a label and a value for a dashed line across.
+    """
+    groups = list(dict.fromkeys(table["group"]))
+    widths = [(table["group"] == group).sum() for group in groups]
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(7.5, 3.2), sharey=True, gridspec_kw={"width_ratios": widths}, squeeze=False
+    )
+    for number, (axis, group) in enumerate(zip(axes[0], groups)):
+        part = table[table["group"] == group]
+        errors = [part["value"] - part["low"], part["high"] - part["value"]]
+        axis.errorbar(part["variant"], part["value"], yerr=errors, fmt="o", color=COLORS[number], capsize=2)
+        axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
+        axis.set_title(group, fontsize=9)
+        axis.tick_params(axis="x", labelsize=7, rotation=30)
+        axis.grid(axis="x", visible=False)
+        axis.margins(x=0.25)
+    axes[0, 0].set_ylabel("Recall@5")
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].legend(fontsize=7)
+    return figure
