@@ -1,11 +1,14 @@
 """Users by the length of their history: cold-start, regular, power (paper, section 4.2.3 and appendix C)."""
 
 from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .metrics import summarize
+from .metrics import REAL_DATA_SOURCE, summarize
+from .paths import write_atomically
 from .splits import Prepared
 
 SEGMENTS = ("cold-start", "regular", "power")
@@ -14,6 +17,7 @@ SEGMENTS = ("cold-start", "regular", "power")
 THRESHOLDS = {"beauty": (5, 14), "toys": (5, 13), "sports": (5, 13)}
 DEFAULT_THRESHOLDS = (5, 14)
 NORMAL_95 = 1.96  # standard errors
+MEASURED_COLUMNS = ["dataset", "system", "segment", "metric", "value", "low", "high", "num_users", "best"]
 
 
 def thresholds_for(dataset: str) -> tuple[int, int]:
@@ -178,6 +182,22 @@ def pool_lengths(lengths: np.ndarray, min_users: int) -> np.ndarray:
     if number and size < min_users:  # too few are left at the end: they join their neighbours
         groups = [min(group, number - 1) for group in groups]
     return np.array(groups)[np.searchsorted(values, lengths)]
+
+
+def save_measured(table: pd.DataFrame, dataset: str, path: Path) -> None:
+    """Put a real data set's segments into a file of measured results, with source and date.
+
+    Args:
+        table: from `by_segment`, with a column `system`.
+        dataset: its rows from earlier runs are replaced.
+        path: the CSV file.
+    """
+    about = {"dataset": dataset, "source": REAL_DATA_SOURCE, "date": date.today().isoformat()}
+    rows = table.assign(**about)[[*MEASURED_COLUMNS, "source", "date"]].round(6)
+    if path.exists():
+        old = pd.read_csv(path)
+        rows = pd.concat([old[old["dataset"] != dataset], rows], ignore_index=True)
+    write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
 
 
 def _checked(thresholds: tuple[int, int]) -> tuple[int, int]:

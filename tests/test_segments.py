@@ -93,3 +93,12 @@ def test_neighbouring_lengths_are_pooled():
     assert table["value"].tolist() == [1.0, 0.0, 0.0]
     assert table[["shortest", "longest"]].to_numpy().tolist() == [[3, 3], [4, 5], [6, 90]]
     assert table["num_users"].sum() == len(lengths)
+
+
+def test_measured_segments_are_replaced_per_data_set(tmp_path):
+    table = segments.by_segment(users(np.tile([0, 1], 30)), np.repeat(segments.SEGMENTS, 20)).assign(system="LIS")
+    for dataset in ("beauty", "sports", "beauty"):
+        segments.save_measured(table, dataset, tmp_path / "measured.csv")
+    rows = pd.read_csv(tmp_path / "measured.csv")
+    assert rows["dataset"].value_counts().to_dict() == {"beauty": 4, "sports": 4}
+    assert rows["source"].str.contains("rebuilt from public derivatives").all()
