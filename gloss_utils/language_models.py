@@ -97,6 +97,7 @@ def load(
         else:
             tokenizer = load_tokenizer(source)
             model = AutoModelForCausalLM.from_pretrained(source, **_loading_options(quantize))
+            settle_weights(model)
     except OSError as error:
         raise FileNotFoundError(
             f"model '{Path(source).name if Path(source).is_absolute() else source}' is not on this disk and the "
@@ -117,13 +118,33 @@ def _loading_options(quantize: bool) -> dict:
     dtype = torch.bfloat16 if torch.cuda.is_available() and has_fast_bf16() else torch.float32
     options = {"dtype": dtype, "device_map": {"": "cuda:0" if torch.cuda.is_available() else "cpu"}}
     if quantize:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        options["quantization_config"] = BitsAndBytesConfig(**nf4_options(dtype))
     return options
+
+
+def settle_weights(model) -> None:
+    """Run one token through the model, so that its 4-bit weights take the form they will keep.
+
+    On a CPU bitsandbytes repacks them, and rounds their scales to bf16, at the first evaluation. In the
+    middle of a run that is a small step of the base under the adapter, and a resumed run would not repeat it.
+    """
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+
+
+def nf4_options(dtype: torch.dtype) -> dict:
+    """Write QLoRA's 4-bit format in bitsandbytes' words: NF4, with quantized scales.
+
+    Args:
+        dtype: what a weight is unpacked to when it is used.
+    """
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": dtype,
+    }
 
 
 def set_padding_token(model, tokenizer) -> None:

@@ -53,12 +53,19 @@ class Recipe:
     num_heads: int = 4
     num_kv_heads: int = 2
     mlp_size: int = 384
-    epochs: int = 40
+    epochs: int = 30
     block_length: int = 128
     batch_size: int = 16
     learning_rate: float = 3e-3
     minutes: float = 0.0
     seed: int = 42
+
+    def __post_init__(self):
+        if self.hidden_size % 64 or self.mlp_size % 64:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} and mlp_size={self.mlp_size} must be multiples of 64: NF4 has one "
+                "scale per 64 weights, and bitsandbytes lays whole rows out for the CPU"
+            )
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:

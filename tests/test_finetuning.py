@@ -1,0 +1,306 @@
+"""Fine-tuning: what the model reads and is asked for, the same path for every base, and runs that survive a kill."""
+
+import inspect
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from trl import SFTConfig, SFTTrainer
+
+from gloss_utils import finetuning, language_models, prompts, resources, tiny_llama, training_texts
+from gloss_utils.training_texts import Settings
+
+ITEMS = ["Title: Rose Soap", "Title: Rose Toner", "Title: Mint Cream", "Title: Wooden Comb"]
+TEXT = prompts.build_training_text(ITEMS)
+SMALL = tiny_llama.Recipe(vocab_size=400, hidden_size=64, num_layers=2, mlp_size=128, epochs=4, block_length=32)
+QUICK = Settings(epochs=4, batch_size=2, gradient_accumulation=1, warmup_steps=1, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_llama.train_tokenizer(ITEMS, vocab_size=400)
+
+
+@pytest.fixture
+def shop(toy):
+    """The toy shop with a base model grown on its seven items."""
+    tiny_llama.grow(toy.catalog["text"], toy.paths.base_model("tiny-llama"), SMALL)
+    return toy
+
+
+def test_text_ends_with_eos_and_every_token_is_a_target(tokenizer):
+    row = training_texts.tokenize_text(TEXT, tokenizer, Settings())
+    assert row["input_ids"][-1] == tokenizer.eos_token_id
+    assert row["labels"] == row["input_ids"]
+    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == TEXT
+
+
+def test_without_eos_the_text_just_stops(tokenizer):
+    row = training_texts.tokenize_text(TEXT, tokenizer, Settings(add_eos=False))
+    assert tokenizer.eos_token_id not in row["input_ids"]
+
+
+def test_loss_on_the_answer_hides_the_prompt_only(tokenizer):
+    row = training_texts.tokenize_text(TEXT, tokenizer, Settings(loss_on="answer"))
+    asked = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(asked) == ITEMS[-1] + tokenizer.eos_token
+    assert len(row["labels"]) == len(row["input_ids"])
+
+
+def test_left_truncation_cuts_the_instruction_first(tokenizer):
+    whole = training_texts.tokenize_text(TEXT, tokenizer, Settings())["input_ids"]
+    limit = len(whole) - 6
+    cut = training_texts.tokenize_text(TEXT, tokenizer, Settings(max_seq_length=limit))["input_ids"]
+    assert cut == whole[-limit:]
+
+
+def test_dropping_the_oldest_items_keeps_the_instruction(tokenizer):
+    whole = training_texts.tokenize_text(TEXT, tokenizer, Settings())["input_ids"]
+    settings = Settings(max_seq_length=len(whole) - 1, truncation="oldest")
+    cut = training_texts.tokenize_text(TEXT, tokenizer, settings)["input_ids"]
+    assert tokenizer.decode(cut, skip_special_tokens=True) == prompts.build_training_text(ITEMS[1:])
+
+
+@pytest.mark.parametrize("truncation", ["left", "oldest"])
+@pytest.mark.parametrize("limit", range(2, 40, 3))
+def test_no_text_is_longer_than_the_limit_and_each_ends_with_eos(tokenizer, truncation, limit):
+    settings = Settings(max_seq_length=limit, truncation=truncation)
+    row = training_texts.tokenize_text(TEXT, tokenizer, settings)
+    assert len(row["input_ids"]) == len(row["labels"]) <= limit
+
+
+def test_a_text_that_is_not_in_the_template_is_one_sentence(tokenizer):
+    with pytest.raises(ValueError, match="Next item"):
+        training_texts.tokenize_text("Rose Soap", tokenizer, Settings())
+
+
+def test_order_by_length_is_a_seeded_permutation_with_little_padding():
+    lengths = [(7 * number) % 101 for number in range(400)]
+    order = training_texts.SeededOrder(lengths, batch_size=8, by_length=True, seed=1)
+    first = list(order)
+    assert sorted(first) == list(range(400)) and first == list(order)
+    order.set_epoch(1)
+    assert list(order) != first
+
+    def padded(rows):
+        return sum(8 * max(lengths[row] for row in rows[start : start + 8]) for start in range(0, 400, 8))
+
+    shuffled = list(training_texts.SeededOrder(lengths, 8, by_length=False, seed=1))
+    assert padded(first) < 0.8 * padded(shuffled)
+
+
+@pytest.mark.parametrize("wrong", [{"method": "qlor"}, {"truncation": "right"}, {"loss_on": "x"}, {"order": "y"}])
+def test_misspelt_setting_lists_the_choices(wrong):
+    with pytest.raises(ValueError, match="Known: "):
+        Settings(**wrong)
+
+
+def test_keyword_arguments_exist_in_the_pinned_versions():
+    ours = finetuning.trainer_arguments(Settings(), "somewhere")
+    assert set(ours) <= set(inspect.signature(SFTConfig).parameters)
+    assert {"model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks"} <= set(
+        inspect.signature(SFTTrainer).parameters
+    )
+    assert {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "task_type"} <= set(
+        inspect.signature(LoraConfig).parameters
+    )
+    config = transformers.BitsAndBytesConfig(**language_models.nf4_options(torch.float32))
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
+    assert "low_cpu_mem_usage" in inspect.signature(get_peft_model).parameters
+    assert {"model", "inputs", "return_outputs", "num_items_in_batch"} <= set(
+        inspect.signature(transformers.Trainer.compute_loss).parameters
+    )
+
+
+def test_the_defaults_are_the_papers():
+    paper = Settings()
+    assert (paper.rank, paper.alpha, paper.dropout, paper.learning_rate) == (16, 16, 0.0, 1e-4)
+    assert (paper.epochs, paper.batch_size, paper.gradient_accumulation, paper.patience) == (10, 4, 4, 3)
+    assert (paper.warmup_steps, paper.weight_decay, paper.max_seq_length) == (300, 0.01, 1024)
+    assert (paper.truncation, paper.loss_on, paper.add_eos, paper.method) == ("left", "text", True, "qlora")
+
+
+def test_auto_engine_without_a_gpu_says_why(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert language_models.choose_engine("auto") == (
+        "transformers",
+        "there is no GPU here, and Unsloth does not import without one",
+    )
+    with pytest.raises(ValueError, match="no GPU here"):
+        language_models.choose_engine("unsloth")
+    with pytest.raises(ValueError, match="did you mean 'unsloth'"):
+        language_models.choose_engine("unsloht")
+
+
+def test_auto_engine_on_a_gpu_takes_unsloth_if_it_is_installed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(language_models.importlib.util, "find_spec", lambda name: object())
+    assert language_models.choose_engine("auto")[0] == "unsloth"
+    monkeypatch.setattr(language_models.importlib.util, "find_spec", lambda name: None)
+    name, reason = language_models.choose_engine("auto")
+    assert name == "transformers" and "requirements-gpu.txt" in reason
+
+
+def test_the_unsloth_path_asks_for_the_same_adapter(monkeypatch):
+    """Unsloth does not import here, so a stand-in records what it would be asked for."""
+    asked = {}
+    stand_in = types.SimpleNamespace(get_peft_model=lambda model, **options: asked.update(options) or model)
+    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=stand_in))
+    monkeypatch.setattr(language_models, "choose_engine", lambda engine: ("unsloth", "a test"))
+    finetuning.add_adapter(object(), Settings(rank=8))
+    assert asked["r"] == 8 and asked["lora_alpha"] == 16 and asked["bias"] == "none"
+    assert asked["target_modules"] == list(training_texts.PROJECTIONS)
+
+
+def test_names_of_models(toy, tmp_path):
+    assert language_models.locate("llama-3.2-1b", toy.paths) == "unsloth/Llama-3.2-1B-bnb-4bit"
+    assert language_models.locate("llama-3.2-1b", toy.paths, quantize=False) == "unsloth/Llama-3.2-1B"
+    assert language_models.locate("someone/some-model", toy.paths) == "someone/some-model"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert language_models.locate(str(tmp_path / "mine"), toy.paths) == str(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"did you mean 'llama-3\.2-1b'"):
+        language_models.locate("lama-3.2-1b", toy.paths)
+    with pytest.raises(FileNotFoundError, match="run notebook 03"):
+        language_models.locate("tiny-llama", toy.paths)
+    with pytest.raises(FileNotFoundError, match="run notebook 03"):
+        finetuning.load_finetuned(toy.paths, "tiny-llama")
+
+
+def test_a_llama_without_a_network_says_what_to_do(toy, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"hf download.*MODEL=tiny-llama") as caught:
+        finetuning.load_base("llama-3.2-1b", toy.paths)
+    assert "\n" not in str(caught.value)
+
+
+def test_padding_token_is_not_eos():
+    model = types.SimpleNamespace(config=types.SimpleNamespace(), generation_config=types.SimpleNamespace())
+    tokenizer = tiny_llama.train_tokenizer(ITEMS, vocab_size=400)
+    tokenizer.pad_token = tokenizer.eos_token
+    language_models.set_padding_token(model, tokenizer)
+    assert tokenizer.pad_token == "<|finetune_right_pad_id|>"
+    assert model.config.pad_token_id == tokenizer.pad_token_id != model.generation_config.eos_token_id
+
+
+def test_four_bit_base_with_an_adapter_of_the_right_size(shop):
+    base, _ = finetuning.load_base("tiny-llama", shop.paths)
+    _, before = finetuning.count_weights(base)
+    model = finetuning.add_adapter(base, Settings(rank=4))
+    trainable, after = finetuning.count_weights(model)
+    attention = 2 * 4 * (64 + 64) + 2 * 4 * (64 + 32)  # q and o; k and v have half the heads
+    assert trainable == 2 * (attention + 3 * 4 * (64 + 128))
+    assert after == before + trainable
+    projection = base.model.layers[0].mlp.gate_proj.base_layer.weight
+    assert projection.dtype == torch.uint8 and projection.numel() == 64 * 128 // 2
+    assert all("lora_" in name for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def test_finetune_lowers_the_loss_and_everything_needed_later_is_saved(shop):
+    log = finetuning.finetune(shop, "tiny-llama", QUICK)
+    assert list(log.columns) == list(resources.LOG_COLUMNS)
+    validation = log.loc[log["split"] == "validation", "loss"]
+    assert len(validation) == 4 and validation.iloc[-1] < validation.iloc[0]
+    train = log[log["split"] == "train"]
+    assert train["step"].tolist() == list(range(1, 9))
+    assert (train["step_seconds"] > 0).all() and (train["resident_mib"] > 50).all()
+    run = json.loads(shop.paths.run_json("tiny-llama").read_text())
+    assert run["settings"]["learning_rate"] == 5e-3 and run["versions"]["trl"] and len(run["data_fingerprint"]) == 16
+    assert run["best_step"] == 8
+    assert not (shop.paths.model("tiny-llama") / "checkpoints").exists()
+
+    model, tokenizer = finetuning.load_finetuned(shop.paths, "tiny-llama")
+    assert not model.training
+    assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id == model.generation_config.eos_token_id
+
+
+def test_loaded_model_is_the_trained_one(shop):
+    """The validation loss of the model loaded from disk is the one in the log."""
+    log = finetuning.finetune(shop, "tiny-llama", QUICK)
+    model, tokenizer = finetuning.load_finetuned(shop.paths, "tiny-llama")
+    row = training_texts.tokenize_text(shop.splits["validation"]["text"][0], tokenizer, QUICK)
+    ids = torch.tensor([row["input_ids"]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=resources.has_fast_bf16()):
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    assert loss == pytest.approx(log.loc[log["split"] == "validation", "loss"].min(), abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_other_methods_train_and_load(shop, method):
+    log = finetuning.finetune(shop, "tiny-llama", Settings(**{**vars(QUICK), "method": method}))
+    validation = log.loc[log["split"] == "validation", "loss"]
+    assert validation.iloc[-1] < validation.iloc[0]
+    model, _ = finetuning.load_finetuned(shop.paths, "tiny-llama")
+    assert not any(weight.dtype == torch.uint8 for weight in model.parameters())
+
+
+def test_same_seed_same_curve(shop):
+    curves = [finetuning.finetune(shop, "tiny-llama", QUICK)["loss"].tolist() for _ in range(2)]
+    assert curves[0] == curves[1]
+
+
+def test_early_stopping_keeps_the_best_step(shop):
+    """A learning rate that breaks the model: the run stops early, and the adapter is not the last one."""
+    settings = Settings(**{**vars(QUICK), "epochs": 30, "learning_rate": 2.0, "patience": 2})
+    log = finetuning.finetune(shop, "tiny-llama", settings)
+    validation = log[log["split"] == "validation"]
+    run = json.loads(shop.paths.run_json("tiny-llama").read_text())
+    assert len(validation) < 30
+    assert run["best_validation_loss"] == pytest.approx(validation["loss"].min())
+    assert run["best_step"] < run["steps"]
+
+
+def test_time_limit_plans_fewer_steps(shop):
+    settings = Settings(**{**vars(QUICK), "epochs": 10**6, "minutes": 0.03, "evaluations": 2, "patience": 100})
+    started = time.monotonic()
+    log = finetuning.finetune(shop, "tiny-llama", settings)
+    assert time.monotonic() - started < 60
+    assert (log["split"] == "validation").any() and log["step"].max() < 10**5
+
+
+KILLED_RUN = """
+import pickle, sys
+import torch
+torch.set_num_threads(1)
+from gloss_utils import finetuning
+from gloss_utils.training_texts import Settings
+prepared = pickle.load(open(sys.argv[1], "rb"))
+finetuning.finetune(prepared, "tiny-llama", Settings(**eval(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path):
+    """SIGKILL between two checkpoints; the resumed log equals that of a run that was left alone."""
+    settings = Settings(**{**vars(QUICK), "epochs": 40, "order": "by_length", "patience": 100})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = finetuning.finetune(shop, "tiny-llama", settings)
+    (tmp_path / "prepared.pickle").write_bytes(pickle.dumps(shop))
+    arguments = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "prepared.pickle"), repr(vars(settings))]
+    log = shop.paths.training_log("tiny-llama")
+    log.unlink()
+    process = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 12):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cut_off = resources.read_log(log)
+    assert 5 < cut_off["step"].max() < whole["step"].max(), "the run ended before it could be killed"
+
+    resumed = finetuning.finetune(shop, "tiny-llama", settings, resume=True)
+    torch.set_num_threads(threads)
+    columns = ["step", "split", "loss", "learning_rate"]
+    pd.testing.assert_frame_equal(resumed[columns], whole[columns], rtol=1e-4)
