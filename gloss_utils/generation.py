@@ -17,6 +17,7 @@ from .strategies import STRATEGIES as STRATEGIES
 from .strategies import Strategy, get_strategy
 
 NO_BEAM = -1e8  # transformers marks a beam that does not exist with -1e9
+MAX_PADDING = 0.2  # of a batch's tokens
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,29 @@ def encode_prompts(tokenizer, prompts: list[str], max_seq_length: int, max_new_t
 def plan_batches(lengths: list[int], batch_size: int, bucket: bool = True) -> list[list[int]]:
     """Group prompts of similar length, longest first, so that little of a batch is padding.
 
-    Longest first means that a batch that does not fit in memory fails at once, not after an hour.
+    Longest first means that a batch that does not fit in memory fails at once, not after an hour. A batch is
+    closed early where one more prompt would make padding more than `MAX_PADDING` of it: a few long histories
+    then do not stretch everybody else's.
 
     >>> plan_batches([3, 9, 4, 8], batch_size=2)
     [[1, 3], [2, 0]]
+    >>> plan_batches([100, 9, 8], batch_size=3)
+    [[0], [1, 2]]
     """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row]) if bucket else list(range(len(lengths)))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if not bucket:
+        rows = list(range(len(lengths)))
+        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    batches: list[list[int]] = []
+    used = 0  # tokens in the last batch that are not padding
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        room = batches and len(batches[-1]) < batch_size
+        if room and used + lengths[row] >= (1 - MAX_PADDING) * lengths[batches[-1][0]] * (len(batches[-1]) + 1):
+            batches[-1].append(row)
+            used += lengths[row]
+        else:
+            batches.append([row])
+            used = lengths[row]
+    return batches
 
 
 def clean_text(decoded: str) -> str:
