@@ -1,0 +1,242 @@
+"""Signals that a title does not carry: what is bought together, what is bought next, and by whom.
+
+Every signal is the same three steps: a user's last items with fading weights (one sparse row), multiplied
+by one or more matrices learnt by counting in the training part, then a root that evens out its long tail.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import lapack
+
+from .baselines import STAR_DECAY, STAR_HISTORY, cooccurrence, item_counts, recency_weights
+from .choices import check
+from .splits import Task
+
+EASE_PENALTY = 200.0  # pulls the weights of rarely bought items to zero
+AHEAD_REACH = 6  # how many purchases later still counts as "bought after"
+WALK_NEIGHBOURS = 100  # a walk goes on to an item's closest ones only, which is ten times faster
+WALK_HISTORY = 5  # items that walks and "ahead" start from
+
+
+class Signal(Protocol):
+    """Anything that scores the whole catalog for some users."""
+
+    def score(self, task: Task) -> np.ndarray:
+        """Return float32 [num_users, num_items]: higher is better, 0 is "nothing known"."""
+
+
+@dataclass(frozen=True)
+class ItemSignal:
+    """Scores from a user's last items: weights times matrices, then a root.
+
+    Attributes:
+        chain: matrices to go through, the first of [num_items, …], the last of […, num_items].
+        length: how many of the last items speak.
+        decay: how much less each earlier one counts.
+        power: 0.5 takes the root of a count-like score; 1 leaves a cosine as it is.
+    """
+
+    chain: tuple
+    length: int = 1
+    decay: float = STAR_DECAY
+    power: float = 0.5
+
+    def score(self, task: Task) -> np.ndarray:
+        recent = recency_weights(task, self.chain[0].shape[0], self.length, self.decay)
+        scores = reduce(lambda row, matrix: row @ matrix, self.chain, recent)
+        scores = scores.toarray() if sp.issparse(scores) else scores
+        if self.power != 1:
+            np.maximum(scores, 0, out=scores)
+            scores **= np.float32(self.power)
+        return scores
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """The logarithm of how often an item was bought, the same for everyone.
+
+    Attributes:
+        counts: int64 [num_items], in the training part.
+    """
+
+    counts: np.ndarray
+
+    def score(self, task: Task) -> np.ndarray:
+        return np.broadcast_to(np.log1p(self.counts).astype(np.float32), (len(task), len(self.counts)))
+
+
+@dataclass(frozen=True)
+class AfterLast:
+    """1 for the items that come after the user's last one in the catalog, which is in asin order.
+
+    This is no taste. Dates are whole days and the field orders a day's purchases by asin, so the held-out
+    item of a busy last day has a higher asin than the one before. Under shuffled ties it knows nothing.
+    """
+
+    num_items: int
+
+    def score(self, task: Task) -> np.ndarray:
+        last = np.array([items[-1] for items in task.seen_items])
+        return (np.arange(self.num_items) > last[:, None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class GeneratedTexts:
+    """How close an item's title is to the closest text that a model wrote for the user.
+
+    Attributes:
+        texts: per reviewer id, unit vectors float32 [num_texts, dimensions] in beam order.
+        vectors: of the catalog, float32 [num_items, dimensions].
+        fade: how much less each later text counts.
+        power: above 1, near misses count less beside exact titles.
+    """
+
+    texts: Mapping[str, np.ndarray]
+    vectors: np.ndarray
+    fade: float = 0.9
+    power: float = 4.0
+
+    def score(self, task: Task) -> np.ndarray:
+        scores = np.zeros((len(task), len(self.vectors)), dtype=np.float32)
+        for row, reviewer_id in enumerate(task.reviewer_ids):
+            beams = self.texts.get(reviewer_id)
+            if beams is not None and len(beams):
+                close = np.maximum(beams @ self.vectors.T, 0) ** self.power
+                scores[row] = (close * self.fade ** np.arange(len(beams))[:, None]).max(axis=0)
+        return scores
+
+
+def purchases(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
+    """Who bought what in the training part: float32 [num_users, num_items] of ones."""
+    lengths = [len(items) for items in histories]
+    pointers = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.concatenate(histories)
+    matrix = sp.csr_matrix((np.ones(len(items), np.float32), items, pointers), (len(histories), num_items))
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix
+
+
+def transitions(
+    histories: Sequence[np.ndarray], num_items: int, reach: int = 1, decay: float = STAR_DECAY
+) -> sp.csr_matrix:
+    """Count how often an item was followed by another, float32 [num_items, num_items].
+
+    Args:
+        histories: item numbers per user in time order, of the training part only.
+        num_items: of the catalog.
+        reach: up to how many purchases later.
+        decay: how much less each further purchase counts.
+    """
+    counts = sp.csr_matrix((num_items, num_items), dtype=np.float32)
+    for distance in range(1, reach + 1):
+        before = np.concatenate([items[:-distance] for items in histories])
+        after = np.concatenate([items[distance:] for items in histories])
+        weight = np.full(len(before), decay ** (distance - 1), dtype=np.float32)
+        counts = counts + sp.csr_matrix((weight, (before, after)), shape=counts.shape)
+    return counts
+
+
+def by_rows(matrix: sp.csr_matrix, power: float = 1.0) -> sp.csr_matrix:
+    """Divide every row by its sum (to a power); an empty row stays empty."""
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    return (sp.diags(np.where(sums > 0, sums, 1) ** -power, dtype=np.float32) @ matrix).tocsr()
+
+
+def keep_best(matrix: sp.csr_matrix, per_row: int = WALK_NEIGHBOURS) -> sp.csr_matrix:
+    """Keep the largest entries of every row; equal ones go to the lower column."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    kept = order[np.arange(len(rows)) - matrix.indptr[rows] < per_row]
+    return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)
+
+
+def ease(histories: Sequence[np.ndarray], num_items: int, penalty: float = EASE_PENALTY) -> np.ndarray:
+    """EASE: the item-to-item weights that best rebuild every user's row from its other items.
+
+    Closed form, no training loop: with P the inverse of (XᵀX + penalty), the weights are -P[i, j] / P[j, j],
+    and 0 on the diagonal. One matrix of num_items² float32 is held, and inverted in place.
+
+    Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW 2019).
+    """
+    bought = purchases(histories, num_items)
+    weights = (bought.T @ bought).toarray()
+    weights[np.diag_indices(num_items)] += penalty
+    # the matrix is symmetric, so LAPACK may work in its transpose: a Fortran array without a copy
+    factor, failed = lapack.spotrf(weights.T, lower=1, clean=0, overwrite_a=1)
+    if failed:
+        raise ValueError(f"EASE cannot invert its matrix with penalty={penalty}: take a positive one")
+    inverse = lapack.spotri(factor, lower=1, overwrite_c=1)[0].T  # only its upper triangle is filled
+    for start in range(0, num_items, 1024):
+        rows = slice(start, start + 1024)
+        block = inverse[rows, rows]
+        block[:] = np.triu(block) + np.triu(block, 1).T
+        inverse[start + 1024 :, rows] = inverse[rows, start + 1024 :].T
+    diagonal = inverse.diagonal().copy()
+    inverse /= -diagonal
+    inverse[np.diag_indices(num_items)] = 0
+    return inverse
+
+
+def _text(histories, vectors):
+    return ItemSignal((vectors, vectors.T), STAR_HISTORY, power=1)
+
+
+def _together(histories, vectors):
+    return ItemSignal((cooccurrence(histories, len(vectors)),), STAR_HISTORY)
+
+
+def _walk(histories, vectors):
+    bought = purchases(histories, len(vectors))
+    there_and_back = by_rows(bought.T.tocsr()) @ by_rows(bought)  # from an item to its buyers to their items
+    return ItemSignal((keep_best(there_and_back),) * 2, WALK_HISTORY)
+
+
+def _next(histories, vectors):
+    return ItemSignal((by_rows(transitions(histories, len(vectors))),))
+
+
+def _two_step(histories, vectors):
+    return ItemSignal((by_rows(transitions(histories, len(vectors))),) * 2)
+
+
+def _ahead(histories, vectors):
+    later = by_rows(transitions(histories, len(vectors), AHEAD_REACH), 0.5)
+    return ItemSignal((by_rows(later.T.tocsr(), 0.5).T.tocsr(),), WALK_HISTORY)
+
+
+def _ease(histories, vectors):
+    return ItemSignal((ease(histories, len(vectors)),), STAR_HISTORY)
+
+
+# What there is to choose from; each is built from the training part and the catalog's vectors alone.
+SIGNALS = {
+    "text": _text,  # STAR's half: titles close to those of the last three items
+    "together": _together,  # STAR's other half: bought by the same users
+    "walk": _walk,  # to the buyers of an item, to what they bought, and once more
+    "next": _next,  # what followed the last item
+    "two_step": _two_step,  # what followed what followed it
+    "ahead": _ahead,  # what came up to six purchases after one of the last five
+    "ease": _ease,  # a linear model of whole histories, in closed form; num_items² memory
+    "popularity": lambda histories, vectors: Popularity(item_counts(histories, len(vectors))),
+    "after_last": lambda histories, vectors: AfterLast(len(vectors)),  # the tie order, not taste
+}
+
+
+def fit_signals(histories: Sequence[np.ndarray], vectors: np.ndarray, names: Sequence[str]) -> dict[str, Signal]:
+    """Count what the named signals need.
+
+    Args:
+        histories: from `splits.training_histories`.
+        vectors: unit vectors of the catalog's texts, float32 [num_items, dimensions].
+        names: of `SIGNALS`.
+
+    Raises:
+        ValueError: a name is not known.
+    """
+    return {name: SIGNALS[check(name, SIGNALS, "signal")](histories, vectors) for name in names}
