@@ -165,6 +165,7 @@ def make_trainer(model, tokenizer, prepared: Prepared, settings: Settings, check
         log: path of `training_log.csv`.
     """
     tokenizer.padding_side = "right"  # behind the EOS; generation pads on the left
+    language_models.keep_trainable(model)
     trainer = Trainer(
         model=model,
         args=SFTConfig(**trainer_arguments(settings, checkpoints)),

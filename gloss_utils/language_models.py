@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from .choices import check
@@ -97,7 +98,6 @@ def load(
         else:
             tokenizer = load_tokenizer(source)
             model = AutoModelForCausalLM.from_pretrained(source, **_loading_options(quantize))
-            settle_weights(model)
     except OSError as error:
         raise FileNotFoundError(
             f"model '{Path(source).name if Path(source).is_absolute() else source}' is not on this disk and the "
@@ -122,15 +122,15 @@ def _loading_options(quantize: bool) -> dict:
     return options
 
 
-def settle_weights(model) -> None:
-    """Run one token through the model, so that its 4-bit weights take the form they will keep.
+def keep_trainable(model) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on a CPU; call it before training.
 
-    On a CPU bitsandbytes repacks them, and rounds their scales to bf16, at the first evaluation. In the
-    middle of a run that is a small step of the base under the adapter, and a resumed run would not repeat it.
+    On a CPU with AVX-512 bf16 it repacks them at the first evaluation, for a faster product that has no
+    gradient: training that goes on after it would learn nothing through the base, with a warning and no error.
     """
-    model.eval()
-    with torch.no_grad():
-        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def nf4_options(dtype: torch.dtype) -> dict:

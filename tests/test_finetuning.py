@@ -245,6 +245,27 @@ def test_other_methods_train_and_load(shop, method):
     assert not any(weight.dtype == torch.uint8 for weight in model.parameters())
 
 
+def test_gradients_still_reach_the_first_layer_after_an_evaluation(shop):
+    """bitsandbytes repacked the weights at the first evaluation on a CPU, and the base stopped passing gradients."""
+    base, tokenizer = finetuning.load_base("tiny-llama", shop.paths)
+    model = finetuning.add_adapter(base, QUICK)
+    language_models.keep_trainable(model)
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+
+    def gradient_of_first_layer():
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return model.base_model.model.model.layers[0].self_attn.v_proj.lora_B["default"].weight.grad.clone()
+
+    before = gradient_of_first_layer()
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=ids)
+    assert before.abs().sum() > 0
+    torch.testing.assert_close(gradient_of_first_layer(), before)
+
+
 def test_same_seed_same_curve(shop):
     curves = [finetuning.finetune(shop, "tiny-llama", QUICK)["loss"].tolist() for _ in range(2)]
     assert curves[0] == curves[1]
