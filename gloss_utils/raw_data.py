@@ -9,7 +9,7 @@ import pandas as pd
 from . import download, own_tables, prompts, raw_files, sample_store
 from .choices import check
 from .paths import dataset_paths, resolve, write_atomically
-from .splits import MIN_INTERACTIONS, Prepared, build_splits, order_ties, save_splits
+from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties, save_splits
 
 CATEGORIES = {
     "sample": "Sample",
@@ -58,7 +58,9 @@ def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[p
         report: gets a row per step.
 
     Returns:
-        interactions (`reviewer_id, asin, timestamp`) and catalog (`asin, title, text`, sorted by asin).
+        interactions (`reviewer_id, asin, timestamp`, ties in asin order) and catalog (`asin, title, text`).
+        Items are numbered as the histories meet them. Equal scores go to the lower number, and a target of
+        a tied day tends to have a high asin: numbers in asin order would work against it.
 
     Raises:
         ValueError: nothing is left.
@@ -69,7 +71,7 @@ def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[p
     first = items.drop_duplicates("asin")
     report.add("duplicate asins in the metadata", kept, len(items) - len(first))
     titles = first["title"].map(clean_title)
-    catalog = pd.DataFrame({"asin": first["asin"], "title": titles})[titles != ""].sort_values("asin")
+    catalog = pd.DataFrame({"asin": first["asin"], "title": titles})[titles != ""]
 
     titled = kept[kept["asin"].isin(catalog["asin"])]
     report.add("interactions with items without a title", titled, len(kept) - len(titled))
@@ -82,9 +84,10 @@ def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[p
             f"the catalog is empty: no user has {MIN_INTERACTIONS} purchases of items with a title. "
             "Do the two files belong together?"
         )
-    catalog = catalog[catalog["asin"].isin(interactions["asin"])].reset_index(drop=True)
+    interactions = order_ties(interactions[["reviewer_id", "asin", "timestamp"]])
+    catalog = catalog.set_index("asin").loc[interactions["asin"].unique()].reset_index()
     catalog["text"] = [prompts.item_text(title) for title in catalog["title"]]
-    return interactions[["reviewer_id", "asin", "timestamp"]], catalog
+    return interactions, catalog
 
 
 def keep_users(interactions: pd.DataFrame, max_users: int, seed: int = 42) -> pd.DataFrame:
@@ -138,7 +141,9 @@ def prepare(
     else:
         reviews, items = _read_category(dataset, raw, report, progress)
     interactions, catalog = clean(reviews, items, report)
-    interactions = order_ties(keep_users(interactions, max_users, seed), tie_order, seed)
+    interactions = keep_users(interactions, max_users, seed).reset_index(drop=True)
+    if check(tie_order, TIE_ORDERS, "tie order") != "asin":
+        interactions = order_ties(interactions, tie_order, seed)
     if max_users:
         report.add(
             f"a sample of {max_users} users", interactions, report.rows[-1]["interactions"] - len(interactions)

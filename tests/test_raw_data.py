@@ -67,6 +67,12 @@ def test_interactions_are_sorted_by_user_time_and_asin(tiny):
     ]
 
 
+def test_items_are_numbered_as_the_histories_meet_them(prepared):
+    """Numbers in asin order cost LIS 0.001 of Recall@5 on Beauty: equal scores then go against the target."""
+    assert prepared.catalog["asin"].tolist() == prepared.interactions["asin"].drop_duplicates().tolist()
+    assert prepared.catalog["asin"].tolist() != sorted(prepared.catalog["asin"])
+
+
 def test_the_catalog_holds_what_was_bought_and_has_a_title(tiny):
     assert tiny.catalog["asin"].tolist() == ["B1", "B2", "B3", "B4"]
     assert tiny.catalog["title"].tolist()[1::2] == ["Café Cream", "Comb & Brush"]
