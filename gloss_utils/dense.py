@@ -82,7 +82,7 @@ class DenseIndex(Index):
 
         Each distinct text is scored once and copied, so that equal texts have equal scores to the last bit.
         """
-        return (vectors @ self._unique_vectors.T)[:, self._inverse]
+        return np.take(vectors @ self._unique_vectors.T, self._inverse, axis=1)
 
     def _search(self, queries: list[str], k: int) -> Hits:
         if self.settings["engine"] == "retriv":

@@ -105,7 +105,7 @@ def encode(
         float32 [num_texts, dimensions], rows of length 1.
     """
     dtype = fast_dtype() if dtype == "auto" else check(dtype, ["float32", "bfloat16"], "dtype")
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    places = {text: place for place, text in enumerate(sorted(set(texts)))}  # so that their order does not matter
     inverse = [places[text] for text in texts]
     if cache_dir is None:
         return _encode_distinct(list(places), encoder, dtype, batch_size)[inverse]

@@ -207,6 +207,7 @@ def append_measured(
         note: anything a reader should know.
     """
     rows = rows.assign(command=command, source=source, date=date.today().isoformat(), note=note)
+    rows = rows[RESULT_KEYS + ["value", "low", "high", "num_users", "command", "source", "date", "note"]]
     old = pd.read_csv(path, keep_default_na=False) if path.exists() else rows.iloc[:0]
     new = pd.MultiIndex.from_frame(rows[RESULT_KEYS].astype(str))
     old = old[~pd.MultiIndex.from_frame(old[RESULT_KEYS].astype(str)).isin(new)]
