@@ -8,18 +8,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
 
 from . import language_models, resources
 from .paths import DatasetPaths, write_atomically
 from .splits import Prepared
-from .training_texts import PROJECTIONS, SeededOrder, Settings, tokenize
+from .training_loop import Trainer, make_trainer
+from .training_texts import PROJECTIONS, Settings
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -78,153 +76,13 @@ def count_weights(model) -> tuple[int, int]:
     return trainable, total
 
 
-class Trainer(SFTTrainer):
-    """TRL's trainer with a seeded order of the texts, and a loss that needs no GPU kernel."""
-
-    order = "shuffled"
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not self.args.use_cpu:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # TRL's loss wants Triton, which CPU builds of torch do not have. The model's own loss is the same number.
-        inputs["use_cache"] = False
-        return super(SFTTrainer, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return SeededOrder(lengths, batch, self.order == "by_length", self.args.seed)
-
-
-def trainer_arguments(settings: Settings, output_dir: str | Path) -> dict:
-    """Write the settings in TRL's words.
-
-    Args:
-        settings: the run's.
-        output_dir: for checkpoints.
-    """
-    on_gpu = torch.cuda.is_available()
-    return {
-        "output_dir": str(output_dir),
-        "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": settings.warmup_steps,
-        "weight_decay": settings.weight_decay,
-        "optim": "adamw_torch",
-        "bf16": resources.has_fast_bf16(),
-        "use_cpu": not on_gpu,
-        "gradient_checkpointing": on_gpu,  # recomputes activations to save memory, which is not short on a CPU
-        "max_length": settings.max_seq_length,
-        "packing": settings.packing,
-        "eval_packing": False,
-        "dataset_kwargs": None if settings.packing else {"skip_prepare_dataset": True},  # ours is tokenized
-        "eval_strategy": "steps",
-        "save_strategy": "steps",
-        "save_total_limit": 2,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss",
-        "logging_steps": 1,
-        "include_num_input_tokens_seen": "non_padding",
-        "dataloader_pin_memory": on_gpu,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "seed": settings.seed,
-    }
-
-
-def training_texts(prepared: Prepared, settings: Settings) -> list[str]:
-    """List the training users' texts, or a seeded share of them.
-
-    Args:
-        prepared: the dataset.
-        settings: share and seed.
-    """
-    texts = prepared.splits["train"]["text"][:]
-    if settings.user_share == 1:
-        return texts
-    kept = np.random.default_rng(settings.seed).permutation(len(texts))[
-        : max(1, int(settings.user_share * len(texts)))
-    ]
-    return [texts[row] for row in np.sort(kept)]
-
-
-def make_trainer(model, tokenizer, prepared: Prepared, settings: Settings, checkpoints: Path, log: Path) -> Trainer:
-    """Put model, texts and settings together.
-
-    Args:
-        model: with its adapter.
-        tokenizer: the model's.
-        prepared: the dataset.
-        settings: the run's.
-        checkpoints: where they go.
-        log: path of `training_log.csv`.
-    """
-    tokenizer.padding_side = "right"  # behind the EOS; generation pads on the left
-    language_models.keep_trainable(model)
-    trainer = Trainer(
-        model=model,
-        args=SFTConfig(**trainer_arguments(settings, checkpoints)),
-        train_dataset=tokenize(training_texts(prepared, settings), tokenizer, settings),
-        eval_dataset=tokenize(prepared.splits["validation"]["text"][:], tokenizer, settings),
-        processing_class=tokenizer,
-        callbacks=[
-            resources.TrainingLog(log),
-            resources.TimeLimit(settings.minutes),
-            EarlyStoppingCallback(early_stopping_patience=settings.patience),
-        ],
-    )
-    trainer.order = settings.order
-    trainer.remove_callback(PrinterCallback)
-    plan(trainer, settings)
-    for weight in model.parameters():
-        if weight.requires_grad:  # TRL puts the adapter in bf16; small updates need more digits, and it is small
-            weight.data = weight.data.float()
-    return trainer
-
-
-def plan(trainer: Trainer, settings: Settings) -> None:
-    """Set the number of steps, and how often to evaluate and to save a checkpoint.
-
-    All epochs, or what fits into the time limit: two steps are timed for that, their gradients thrown away.
-
-    Args:
-        trainer: changed in place.
-        settings: epochs, time limit, evaluations.
-    """
-    args = trainer.args
-    texts_per_step = settings.batch_size * settings.gradient_accumulation
-    steps_per_epoch = -(-len(trainer.train_dataset) // texts_per_step)
-    args.max_steps = settings.epochs * steps_per_epoch
-    if settings.minutes:
-        seconds = time_of_a_step(trainer) * settings.gradient_accumulation
-        args.max_steps = max(1, min(args.max_steps, int(60 * settings.minutes / seconds)))
-    evaluations = settings.evaluations or -(-args.max_steps // steps_per_epoch)
-    args.eval_steps = args.save_steps = max(1, args.max_steps // evaluations)
-
-
-def time_of_a_step(trainer: Trainer) -> float:
-    """Time forward and backward over the middle one of three batches, in seconds."""
-    seconds = []
-    trainer.model.train()
-    for batch, _ in zip(trainer.get_train_dataloader(), range(3)):
-        started = time.perf_counter()
-        trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
-        seconds.append(time.perf_counter() - started)
-    trainer.model.zero_grad()
-    return sorted(seconds)[len(seconds) // 2]
-
-
 def finetune(
     prepared: Prepared,
     model: str,
     settings: Settings | None = None,
     engine: str = "auto",
     resume: bool = False,
+    name: str | None = None,
 ) -> pd.DataFrame:
     """Fine-tune a base on the training users and save adapter, tokenizer, log and `run.json`.
 
@@ -234,48 +92,67 @@ def finetune(
         settings: how; the default is the paper's.
         engine: `auto`, `unsloth` or `transformers`.
         resume: go on from the last checkpoint of a run that was cut off, if there is one.
+        name: save under this name instead of the base's, for several adapters on one base.
 
     Returns:
         The log (`resources.LOG_COLUMNS`).
     """
-    settings, paths, started = settings or Settings(), prepared.paths, time.perf_counter()
-    checkpoints, log = paths.model(model) / "checkpoints", paths.training_log(model)
+    settings, name = settings or Settings(), name or model
+    paths, started = prepared.paths, time.perf_counter()
+    checkpoints, log = paths.model(name) / "checkpoints", paths.training_log(name)
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
     base, tokenizer = load_base(model, paths, settings, engine)
     trainer = make_trainer(add_adapter(base, settings, engine), tokenizer, prepared, settings, checkpoints, log)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
-    save(trainer, tokenizer, prepared, model, settings, engine, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    save_weights(trainer, tokenizer, paths.adapter(name))
+    run = describe_run(trainer, prepared, model, settings, engine, seconds)
+    write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return resources.read_log(log)
 
 
-def save(trainer, tokenizer, prepared: Prepared, model: str, settings: Settings, engine: str, seconds: float) -> None:
-    """Save adapter (or, for `full`, the model) with its tokenizer, and `run.json` beside it."""
-    paths = prepared.paths
+def save_weights(trainer: Trainer, tokenizer, folder: Path) -> None:
+    """Save the adapter (for `full`, the whole model) and the tokenizer, all or nothing."""
 
-    def write(folder: Path) -> None:
-        trainer.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    def write(temporary: Path) -> None:
+        trainer.model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
-    write_atomically(paths.adapter(model), write)
+    write_atomically(folder, write)
+
+
+def describe_run(
+    trainer: Trainer, prepared: Prepared, model: str, settings: Settings, engine: str, seconds: float
+) -> dict:
+    """Write down what `run.json` keeps: settings, versions, data, and how it went."""
     trainable, total = count_weights(trainer.model)
-    run = {
+    state = trainer.state
+    return {
         "model": model,
         "dataset": prepared.dataset,
         "settings": asdict(settings),
         "engine": language_models.choose_engine(engine),
         "device": resources.describe_device(),
-        "versions": {name: version(name) for name in VERSIONED},
+        "versions": {package: version(package) for package in VERSIONED},
         "data_fingerprint": fingerprint(prepared),
         "trainable_weights": trainable,
         "all_weights": total,
-        "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step,
-        "best_validation_loss": trainer.state.best_metric,
+        "steps": state.global_step,
+        "best_step": state.best_global_step,
+        "best_validation_loss": state.best_metric,
         "seconds": round(seconds, 1),
     }
-    write_atomically(paths.run_json(model), lambda path: path.write_text(json.dumps(run, indent=1)))
+
+
+def read_run(paths: DatasetPaths, model: str) -> dict:
+    """Read a model's `run.json`.
+
+    Raises:
+        FileNotFoundError: notebook 03 has not run for it.
+    """
+    return json.loads(paths.require(paths.run_json(model), "adapter").read_text())
 
 
 def fingerprint(prepared: Prepared) -> str:
@@ -289,7 +166,7 @@ def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
 
     Args:
         paths: the dataset's.
-        model: its name, as in `finetune`.
+        model: the name it was saved under.
         engine: `auto`, `unsloth` or `transformers`.
 
     Returns:
@@ -299,12 +176,13 @@ def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
         FileNotFoundError: notebook 03 has not run for this model.
     """
     adapter = paths.require(paths.adapter(model), "adapter")
-    settings = Settings(**json.loads(paths.run_json(model).read_text())["settings"])
-    name, _ = language_models.choose_engine(engine)
+    run = read_run(paths, model)
+    settings = Settings(**run["settings"])
     if settings.method == "full":
+        name, _ = language_models.choose_engine(engine)
         network, tokenizer = language_models.load(str(adapter), quantize=False, engine=name)
     else:
-        base, _ = load_base(model, paths, settings, engine)
+        base, _ = load_base(run["model"], paths, settings, engine)
         network = PeftModel.from_pretrained(base, str(adapter))
         tokenizer = language_models.load_tokenizer(str(adapter))
         language_models.set_padding_token(network, tokenizer)

@@ -23,6 +23,14 @@ ATTENTION_HEADS = {"llama-3.2-1b": 32, "llama-3.2-3b": 24, "llama-3.1-8b": 32}
 # The primer's figures: trainable weights in millions, and the peak that "usage stays under" in GB.
 PAPER_TRAINABLE = {"llama-3.2-1b": 11, "llama-3.2-3b": 24, "llama-3.1-8b": 42}
 PAPER_PEAK_GB = {"llama-3.2-1b": 4.0, "llama-3.2-3b": 5.5, "llama-3.1-8b": 9.0}
+PARTS = (
+    "projections, 4 bit",
+    "embeddings, head, norms",
+    "adapter and AdamW",
+    "kept activations",
+    "one layer at work",
+    "logits",
+)
 
 
 def llama_config(model: str) -> LlamaConfig:
@@ -89,15 +97,15 @@ def estimate_memory(config: LlamaConfig, rank: int = 16, batch_size: int = 4, to
     unpacked = config.hidden_size * config.intermediate_size * BF16_BYTES
     # A fused loss writes the logits in chunks; so one text's worth, in fp32, with its gradient.
     logits = 2 * tokens * config.vocab_size * 4
-    parts = {
-        "projections, 4 bit": counts["projections"] * NF4_BYTES,
-        "embeddings, head, norms": counts["other"] * BF16_BYTES,
-        "adapter and AdamW": counts["adapter"] * ADAMW_BYTES,
-        "kept activations": layer_inputs,
-        "one layer at work": one_layer + unpacked,
-        "logits": logits,
-    }
-    parts = {name: size / GB for name, size in parts.items()}
+    sizes = (
+        counts["projections"] * NF4_BYTES,
+        counts["other"] * BF16_BYTES,
+        counts["adapter"] * ADAMW_BYTES,
+        layer_inputs,
+        one_layer + unpacked,
+        logits,
+    )
+    parts = {name: size / GB for name, size in zip(PARTS, sizes)}
     return {**parts, "total": sum(parts.values())}
 
 

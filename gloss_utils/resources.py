@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import torch
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 MIB = 2**20
@@ -42,8 +43,8 @@ def memory() -> dict[str, float]:
     """Read the memory in use, in MiB.
 
     Returns:
-        `allocated_mib` (tensors) and `reserved_mib` (what the allocator took for them) on a GPU;
-        `resident_mib`, the memory of the whole Python process, on both.
+        `allocated_mib` (tensors) and `reserved_mib` (what the allocator took for them) on a GPU, each the peak
+        since it was last reset; `resident_mib`, the memory of the whole Python process, on both.
     """
     numbers = {"resident_mib": psutil.Process().memory_info().rss / MIB}
     if torch.cuda.is_available():
@@ -52,13 +53,8 @@ def memory() -> dict[str, float]:
     return numbers
 
 
-def memory_column() -> str:
-    """Name the column of the log that answers "does it fit": reserved on a GPU, resident on a CPU."""
-    return "reserved_mib" if torch.cuda.is_available() else "resident_mib"
-
-
 class TrainingLog(TrainerCallback):
-    """Writes `training_log.csv` as the run goes: one row per step and one per evaluation.
+    """Shows a progress bar and writes `training_log.csv` as the run goes: a row per step and per evaluation.
 
     A run that is cut off still tells how far it came. A run that resumes continues the file behind the
     checkpoint's step; what came after it is written anew.
@@ -77,12 +73,19 @@ class TrainingLog(TrainerCallback):
         kept = read_log(self.path) if state.global_step and self.path.exists() else pd.DataFrame(columns=LOG_COLUMNS)
         kept[kept["step"] <= state.global_step].to_csv(self.path, index=False)
         self.tokens = state.num_input_tokens_seen
+        self.progress = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.progress.close()
 
     def on_step_begin(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # so that each row has the peak of its own step
         self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds = time.perf_counter() - self.started
+        self.progress.update()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
@@ -97,6 +100,7 @@ class TrainingLog(TrainerCallback):
             )
         elif "eval_loss" in logs:
             self._write(state, split="validation", loss=logs["eval_loss"])
+            self.progress.set_postfix({"validation loss": f"{logs['eval_loss']:.3f}"})
 
     def _write(self, state, **numbers):
         row = {"step": state.global_step, "epoch": state.epoch, **numbers, **memory()}

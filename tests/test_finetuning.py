@@ -17,7 +17,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from gloss_utils import finetuning, language_models, prompts, resources, tiny_llama, training_texts
+from gloss_utils import finetuning, language_models, prompts, resources, tiny_llama, training_loop, training_texts
 from gloss_utils.training_texts import Settings
 
 ITEMS = ["Title: Rose Soap", "Title: Rose Toner", "Title: Mint Cream", "Title: Wooden Comb"]
@@ -106,7 +106,7 @@ def test_misspelt_setting_lists_the_choices(wrong):
 
 
 def test_keyword_arguments_exist_in_the_pinned_versions():
-    ours = finetuning.trainer_arguments(Settings(), "somewhere")
+    ours = training_loop.trainer_arguments(Settings(), "somewhere")
     assert set(ours) <= set(inspect.signature(SFTConfig).parameters)
     assert {"model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks"} <= set(
         inspect.signature(SFTTrainer).parameters

@@ -1,0 +1,89 @@
+"""How much each stage of fine-tuning matters, on the sample store: one parametrized run per variant.
+
+    python benchmarks/ablation_training.py            # about 20 minutes on two cores
+
+Writes benchmarks/results_ablation.csv: group, variant, Recall@5 with its interval, best validation loss,
+trainable weights, seconds. Chapter 03 draws it.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gloss_utils import baselines, finetuning, generation, metrics, ranking, raw_data, splits, tiny_llama
+from gloss_utils.retrieval import BM25Index
+from gloss_utils.training_texts import Settings
+
+SAMPLE = Settings(
+    learning_rate=5e-3,
+    alpha=32,
+    warmup_steps=30,
+    epochs=3,
+    batch_size=8,
+    gradient_accumulation=1,
+    order="by_length",
+)
+# (group, variant): settings. A full-precision model with all weights free wants a smaller learning rate.
+VARIANTS = {
+    ("stage", "QLoRA"): SAMPLE,
+    ("stage", "LoRA, full precision"): replace(SAMPLE, method="lora"),
+    ("stage", "all weights"): replace(SAMPLE, method="full", learning_rate=1e-3),
+    ("rank", "4"): replace(SAMPLE, rank=4),
+    ("rank", "64"): replace(SAMPLE, rank=64),
+    ("users", "25 %"): replace(SAMPLE, user_share=0.25),
+    ("users", "50 %"): replace(SAMPLE, user_share=0.5),
+    ("loss on", "answer"): replace(SAMPLE, loss_on="answer"),
+}
+SAME_AS_QLORA = [("rank", "16"), ("users", "100 %"), ("loss on", "whole text")]
+
+
+def recall(model, tokenizer, task, index) -> pd.DataFrame:
+    """Beams of every user, looked up with BM25, ranked by `unseen`; metrics per user."""
+    strategy = generation.Strategy("beam5", max_new_tokens=30)
+    texts = generation.generate(model, tokenizer, task.prompts, strategy, batch_size=64)
+    hits = index.search([text for user in texts for text in user.texts], k=20)
+    ranked = ranking.rank_items(hits, queries_per_user=5, policy="unseen", k=5, seen=task.seen_items)
+    return metrics.evaluate(ranked, task.targets, ks=(5,), reviewer_ids=task.reviewer_ids)
+
+
+def row(group: str, variant: str, per_user: pd.DataFrame, **more) -> dict:
+    """One line of the results: Recall@5 with its 95 % interval."""
+    summary = metrics.summarize(per_user).set_index("metric").loc["recall@5"]
+    return {"group": group, "variant": variant, **summary[["value", "low", "high", "num_users"]], **more}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", default="data", help="where the sample store lives")
+    parser.add_argument("--users", type=int, default=300, help="test users to generate for")
+    parser.add_argument("--out", default="benchmarks/results_ablation.csv")
+    options = parser.parse_args()
+
+    prepared = raw_data.prepare("sample", data_dir=options.data_dir, progress=False)
+    task = splits.sample_users(splits.load_task(prepared), options.users)
+    index = BM25Index(prepared.catalog["text"])
+    tiny_llama.grow(prepared.catalog["text"], prepared.paths.base_model("tiny-llama"))
+
+    lis = baselines.lis(task, index, k=5, drop="seen")
+    rows = [row("LIS", "seen dropped", metrics.evaluate(lis, task.targets, ks=(5,)))]
+    base = finetuning.for_generation(*finetuning.load_base("tiny-llama", prepared.paths))
+    rows.append(row("stage", "base alone", recall(*base, task, index), trainable_weights=0))
+    for (group, variant), settings in VARIANTS.items():
+        finetuning.finetune(prepared, "tiny-llama", settings, name="ablation")
+        run = json.loads(prepared.paths.run_json("ablation").read_text())
+        per_user = recall(*finetuning.load_finetuned(prepared.paths, "ablation"), task, index)
+        numbers = {name: run[name] for name in ("best_validation_loss", "trainable_weights", "seconds")}
+        rows.append(row(group, variant, per_user, **numbers))
+        print(rows[-1], flush=True)
+        if variant == "QLoRA":
+            rows += [{**rows[-1], "group": other, "variant": name} for other, name in SAME_AS_QLORA]
+        pd.DataFrame(rows).to_csv(Path(options.out), index=False)
+
+
+if __name__ == "__main__":
+    np.random.seed(42)
+    main()

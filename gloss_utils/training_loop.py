@@ -1,0 +1,157 @@
+"""TRL's trainer for this course: its arguments, a seeded order, a plan that fits the time, a log as it goes."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from . import language_models, resources
+from .splits import Prepared
+from .training_texts import SeededOrder, Settings, tokenize
+
+TRAINING_SHARE = 0.85  # of a time limit; the rest is for evaluations and checkpoints
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer with a seeded order of the texts, and a loss that needs no GPU kernel."""
+
+    order = "shuffled"
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self.args.use_cpu:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # TRL's loss wants Triton, which CPU builds of torch do not have. The model's own loss is the same number.
+        inputs["use_cache"] = False
+        return super(SFTTrainer, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return SeededOrder(lengths, batch, self.order == "by_length", self.args.seed)
+
+
+def trainer_arguments(settings: Settings, output_dir: str | Path) -> dict:
+    """Write the settings in TRL's words.
+
+    Args:
+        settings: the run's.
+        output_dir: for checkpoints.
+    """
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(output_dir),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "optim": "adamw_torch",
+        "bf16": resources.has_fast_bf16(),
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,  # recomputes activations to save memory, which is not short on a CPU
+        "max_length": settings.max_seq_length,
+        "packing": settings.packing,
+        "eval_packing": False,
+        "dataset_kwargs": None if settings.packing else {"skip_prepare_dataset": True},  # ours is tokenized
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "logging_steps": 1,
+        "include_num_input_tokens_seen": "non_padding",
+        "dataloader_pin_memory": on_gpu,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "seed": settings.seed,
+    }
+
+
+def training_texts(prepared: Prepared, settings: Settings) -> list[str]:
+    """List the training users' texts, or a seeded share of them.
+
+    Args:
+        prepared: the dataset.
+        settings: share and seed.
+    """
+    texts = prepared.splits["train"]["text"][:]
+    if settings.user_share == 1:
+        return texts
+    kept = np.random.default_rng(settings.seed).permutation(len(texts))[
+        : max(1, int(settings.user_share * len(texts)))
+    ]
+    return [texts[row] for row in np.sort(kept)]
+
+
+def make_trainer(model, tokenizer, prepared: Prepared, settings: Settings, checkpoints: Path, log: Path) -> Trainer:
+    """Put model, texts and settings together.
+
+    Args:
+        model: with its adapter.
+        tokenizer: the model's.
+        prepared: the dataset.
+        settings: the run's.
+        checkpoints: where they go.
+        log: path of `training_log.csv`.
+    """
+    tokenizer.padding_side = "right"  # behind the EOS; generation pads on the left
+    language_models.keep_trainable(model)
+    trainer = Trainer(
+        model=model,
+        args=SFTConfig(**trainer_arguments(settings, checkpoints)),
+        train_dataset=tokenize(training_texts(prepared, settings), tokenizer, settings),
+        eval_dataset=tokenize(prepared.splits["validation"]["text"][:], tokenizer, settings),
+        processing_class=tokenizer,
+        callbacks=[
+            resources.TrainingLog(log),
+            resources.TimeLimit(settings.minutes),
+            EarlyStoppingCallback(early_stopping_patience=settings.patience),
+        ],
+    )
+    trainer.order = settings.order
+    trainer.remove_callback(PrinterCallback)
+    plan(trainer, settings)
+    for weight in model.parameters():
+        if weight.requires_grad:  # TRL puts the adapter in bf16; small updates need more digits, and it is small
+            weight.data = weight.data.float()
+    return trainer
+
+
+def plan(trainer: Trainer, settings: Settings) -> None:
+    """Set the number of steps, and how often to evaluate and to save a checkpoint.
+
+    All epochs, or what fits into the time limit: two steps are timed for that, their gradients thrown away.
+
+    Args:
+        trainer: changed in place.
+        settings: epochs, time limit, evaluations.
+    """
+    args = trainer.args
+    texts_per_step = settings.batch_size * settings.gradient_accumulation
+    steps_per_epoch = -(-len(trainer.train_dataset) // texts_per_step)
+    args.max_steps = settings.epochs * steps_per_epoch
+    if settings.minutes:
+        seconds = time_of_a_step(trainer) * settings.gradient_accumulation
+        planned = int(TRAINING_SHARE * 60 * settings.minutes / seconds)
+        args.max_steps = max(1, min(args.max_steps, planned))
+    evaluations = settings.evaluations or -(-args.max_steps // steps_per_epoch)
+    args.eval_steps = args.save_steps = max(1, args.max_steps // evaluations)
+
+
+def time_of_a_step(trainer: Trainer) -> float:
+    """Time forward and backward over the middle one of three batches, in seconds."""
+    seconds = []
+    trainer.model.train()
+    for batch, _ in zip(trainer.get_train_dataloader(), range(3)):
+        started = time.perf_counter()
+        trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+        seconds.append(time.perf_counter() - started)
+    trainer.model.zero_grad()
+    return sorted(seconds)[len(seconds) // 2]
