@@ -10,11 +10,10 @@ from tqdm.auto import tqdm
 
 from .paths import show
 
-# The hosts of the UCSD data set, tried in this order.
+# The hosts of McAuley's Amazon data of 2014, tried in this order.
 ADDRESSES = (
     "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
-    "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
-    "https://jmcauley.ucsd.edu/data/amazon_2014/",
+    "https://mcauleylab.ucsd.edu/public_datasets/data/amazon/categoryFiles/",
 )
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 20
