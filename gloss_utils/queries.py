@@ -11,13 +11,12 @@ import zlib
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from .constrained import CatalogTrie
 from .generation import Generated, generate_batches
 from .paths import show, write_atomically
 from .strategies import Strategy, get_strategy
 
+PROGRESS_SECONDS = 15.0  # between two lines of progress; lines, because a log shows them too
 REQUIRED = ("reviewer_id", "asin", "seen_asins", "generated_sequences")
 
 
@@ -100,7 +99,7 @@ def generate_split(
         max_seq_length: tokens of prompt and answer together.
         seed: of the samples.
         engine: `transformers` or `vllm`.
-        progress: show users per second and the time left.
+        progress: print users per second and the time left, every few seconds.
 
     Returns:
         The file's path. `read_cost` tells what it took.
@@ -133,15 +132,19 @@ def generate_split(
         trie=trie,
         engine=engine,
     )
-    bar = tqdm(total=len(task), initial=len(partial.records), desc=strategy.name, unit="user", disable=not progress)
-    start = time.perf_counter()
+    start = shown = time.perf_counter()
     for numbers, results in batches:
         rows = [waiting[number] for number in numbers]
         seconds, start = time.perf_counter() - start, time.perf_counter()
         partial.append([make_record(prepared, task, row, result) for row, result in zip(rows, results)], seconds)
-        bar.update(len(rows))
-    bar.close()
-    return partial.finish(task.reviewer_ids)
+        if progress and start - shown > PROGRESS_SECONDS:
+            print(partial.progress(len(task)), flush=True)
+            shown = start
+    path = partial.finish(task.reviewer_ids)
+    if progress:
+        cost = read_cost(path)
+        print(f"{show(path)}: {len(task):,} users, {cost['users_per_second']:.1f} users/s")
+    return path
 
 
 def make_record(prepared, task, row: int, generated: Generated) -> dict:
@@ -222,6 +225,12 @@ class PartialFile:
             file.write(json.dumps(batch) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def progress(self, num_users: int) -> str:
+        """Users done, users per second, and the time left at this pace (long prompts come first, so less)."""
+        pace = len(self.records) / max(self.seconds, 1e-9)
+        left = (num_users - len(self.records)) / pace
+        return f"  {len(self.records):,} of {num_users:,} users, {pace:.1f} users/s, at most {left:.0f} s left"
 
     def finish(self, reviewer_ids) -> Path:
         """Write the queries file in the order of `reviewer_ids`, and remove the partial one."""

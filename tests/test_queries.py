@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,15 @@ def test_a_partial_file_of_another_run_is_started_again(tmp_path, capsys):
     write(tmp_path)
     assert "starting again" in capsys.readouterr().out
     assert "stale" not in path.read_text()
+
+
+def test_progress_tells_the_pace_and_the_time_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(queries, "PROGRESS_SECONDS", 0.0)
+    prepared, task = tiny_case(tmp_path)
+    generate_split(prepared, task, tiny_model(), tiny_tokenizer(), batch_size=4)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"  4 of 8 users, \d+\.\d users/s, at most \d+ s left", lines[0])
+    assert re.search(r"beam5_test\.json: 8 users, \d+\.\d users/s", lines[-1])
 
 
 def test_another_model_is_another_run(tmp_path):

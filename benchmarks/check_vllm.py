@@ -1,0 +1,114 @@
+"""vLLM's beams are transformers' beams: on tiny-llama with its adapter, in the environment of requirements-vllm.txt.
+
+make check-vllm    # builds .venv-vllm, then runs this; run notebooks 01 and 03 first
+
+Also checked: a sample's log-probability is what transformers gives to that text in a second pass. Printed besides:
+seconds per user and memory of both engines. Writes benchmarks/results/vllm.csv.
+"""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; a small model needs no more
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from gloss_utils import vllm_engine
+from gloss_utils.generation import encode_prompts, generate
+from gloss_utils.language_models import load_tokenizer, locate
+from gloss_utils.paths import PROJECT_ROOT, dataset_paths, show, write_atomically
+from gloss_utils.splits import load_prepared, load_task, sample_users
+
+SAME_TEXTS = 0.95  # of the users: two beams of equal score may swap
+SAME_SCORE = 0.005  # nats per text
+MAX_SEQ_LENGTH = 1024
+
+
+def load_transformers(paths, model: str):
+    """Base in full precision, and adapter: what vLLM runs too (bitsandbytes' 4 bits are not for its CPU build)."""
+    base = AutoModelForCausalLM.from_pretrained(locate(model, paths, quantize=False), dtype=torch.float32)
+    adapter = str(paths.adapter(model))
+    return PeftModel.from_pretrained(base, adapter).eval(), load_tokenizer(adapter)
+
+
+def memory_gib() -> float:
+    """Resident memory of this process and of those it started."""
+    process = psutil.Process()
+    return sum(part.memory_info().rss for part in [process, *process.children(recursive=True)]) / 2**30
+
+
+def run(engine: str, model, tokenizer, prompts: list[str], strategy: str) -> tuple[dict, list]:
+    start = time.perf_counter()
+    results = generate(model, tokenizer, prompts, strategy, engine=engine, max_seq_length=MAX_SEQ_LENGTH)
+    seconds = time.perf_counter() - start
+    row = {"engine": engine, "strategy": strategy, "users": len(prompts), "seconds_per_user": seconds / len(prompts)}
+    return row | {"memory_gib": memory_gib()}, results
+
+
+def second_pass(model, tokenizer, prompt: str, text: str) -> float:
+    """Total log-probability of an answer, its end included, from one pass over prompt and answer."""
+    start = encode_prompts(tokenizer, [prompt], MAX_SEQ_LENGTH, 50)[0]
+    answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([start + answer])).logits[0, len(start) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="sample")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--model", default="tiny-llama")
+    parser.add_argument("--users", type=int, default=24)
+    options = parser.parse_args()
+    paths = dataset_paths(options.dataset, options.data_dir)
+    paths.require(paths.adapter(options.model), "adapter")
+    prompts = sample_users(load_task(load_prepared(options.dataset, options.data_dir)), options.users).prompts
+
+    plain, tokenizer = load_transformers(paths, options.model)
+    cost, expected = run("transformers", plain, tokenizer, prompts, "beam5")
+    started = time.perf_counter()
+    served = vllm_engine.load(paths, options.model, MAX_SEQ_LENGTH, dtype="float32", enforce_eager=True)
+    print(f"vLLM started in {time.perf_counter() - started:.0f} s")
+    rows = [cost]
+    found = {}
+    for strategy in ("beam5", "temp0.5"):
+        cost, found[strategy] = run("vllm", served, tokenizer, prompts, strategy)
+        rows.append(cost)
+    rows.insert(1, run("transformers", plain, tokenizer, prompts, "temp0.5")[0])
+
+    same = np.mean([ours.texts == theirs.texts for ours, theirs in zip(found["beam5"], expected)])
+    pairs = [
+        (score, dict(zip(theirs.texts, theirs.scores))[text])
+        for ours, theirs in zip(found["beam5"], expected)
+        for text, score in zip(ours.texts, ours.scores)
+        if text in theirs.texts
+    ]
+    beams_off = max(abs(ours - theirs) for ours, theirs in pairs)
+    samples_off = np.median(
+        [
+            abs(score - second_pass(plain, tokenizer, prompt, text))
+            for prompt, result in zip(prompts, found["temp0.5"])
+            for text, score in zip(result.texts[:1], result.scores)
+        ]
+    )
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format="%.3f"))
+    print(f"users with the same five beams in the same order: {same:.1%}")
+    print(f"log-probabilities differ by at most {beams_off:.4f} for beams; for samples, median: {samples_off:.4f}")
+    results = PROJECT_ROOT / "benchmarks/results/vllm.csv"
+    write_atomically(results, lambda path: table.round(4).to_csv(path, index=False))
+    print("wrote", show(results))
+    if same < SAME_TEXTS or beams_off > SAME_SCORE or samples_off > SAME_SCORE:
+        raise SystemExit("vLLM and transformers disagree")
+
+
+if __name__ == "__main__":
+    main()
