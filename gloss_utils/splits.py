@@ -239,7 +239,9 @@ def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Pre
     interactions = pd.read_parquet(paths.require(paths.interactions, "interactions"))
     catalog = pd.read_parquet(paths.require(paths.catalog, "catalog"))
     splits = datasets.load_from_disk(str(paths.require(paths.splits, "splits")))
-    return Prepared(paths.dataset, paths, interactions, catalog, splits, pd.read_csv(paths.report))
+    return Prepared(
+        paths.dataset, paths, interactions, catalog, splits, pd.read_csv(paths.report, keep_default_na=False)
+    )
 
 
 def load_task(prepared: Prepared, split: str = "test") -> Task:
