@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging
 
 from .choices import check
 from .paths import DatasetPaths, resolve
@@ -88,6 +89,7 @@ def load(
     Raises:
         FileNotFoundError: it is neither on this disk nor to be had from the hub.
     """
+    logging.disable_progress_bar()  # that of copying weights into place, once per load; the download has its own
     try:
         if engine == "unsloth":
             from unsloth import FastLanguageModel

@@ -387,8 +387,9 @@ def stages(table: pd.DataFrame, reference: tuple[str, float]) -> plt.Figure:
     )
     for number, (axis, group) in enumerate(zip(axes[0], groups)):
         part = table[table["group"] == group]
-        errors = [part["value"] - part["low"], part["high"] - part["value"]]
-        axis.errorbar(part["variant"], part["value"], yerr=errors, fmt="o", color=COLORS[number], capsize=2)
+        value, low, high = (part[column].to_numpy() for column in ("value", "low", "high"))
+        errors = [value - low, high - value]
+        axis.errorbar(part["variant"].tolist(), value, yerr=errors, fmt="o", color=COLORS[number], capsize=2)
         axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
         axis.set_title(group, fontsize=9)
         axis.tick_params(axis="x", labelsize=7, rotation=30)
@@ -397,4 +398,50 @@ def stages(table: pd.DataFrame, reference: tuple[str, float]) -> plt.Figure:
     axes[0, 0].set_ylabel("Recall@5")
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+# 07 and 08 · beyond text, scoreboard
+
+
+def scoreboard(table: pd.DataFrame, xlabel: str) -> plt.Figure:
+    """Horizontal bars, best at the top, coloured by kind of system; whiskers where there is an interval.
+
+    Args:
+        table: columns `label, value, low, high, kind`; low and high may be missing.
+        xlabel: the metric.
+    """
+    table = table.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
+    figure, axis = plt.subplots(figsize=(7.0, 0.27 * len(table) + 1.1))
+    for number, (kind, part) in enumerate(table.groupby("kind", sort=True)):
+        errors = [(part["value"] - part["low"]).fillna(0), (part["high"] - part["value"]).fillna(0)]
+        axis.barh(
+            part.index, part["value"], xerr=errors, label=kind, color=COLORS[number], error_kw={"elinewidth": 1}
+        )
+    axis.set_yticks(table.index, table["label"], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(xlabel)
+    axis.grid(axis="y", visible=False)
+    axis.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def tiers(table: pd.DataFrame, metric: str) -> plt.Figure:
+    """Draw users per second against a metric; a larger point holds more memory, its label says how much.
+
+    Args:
+        table: columns `system, users_per_second, memory_mib, value, low, high`.
+        metric: what the value is.
+    """
+    figure, axis = plt.subplots()
+    errors = [table["value"] - table["low"], table["high"] - table["value"]]
+    axis.errorbar(table["users_per_second"], table["value"], yerr=errors, fmt="none", ecolor="0.5", capsize=2)
+    area = 25 * np.log2(2 + table["memory_mib"])
+    axis.scatter(table["users_per_second"], table["value"], s=area, color=COLORS[0], zorder=3)
+    for number, row in enumerate(table.itertuples()):
+        place = (8, 6) if number % 2 == 0 else (8, -14)
+        label = f"{row.system} ({row.memory_mib:,.1f} MiB)"
+        axis.annotate(label, (row.users_per_second, row.value), xytext=place, textcoords="offset points", fontsize=7)
+    axis.set(xscale="log", xlabel="users per second (log)", ylabel=metric)
+    axis.margins(x=0.3, y=0.15)
     return figure

@@ -36,7 +36,8 @@ def describe_device() -> str:
     """Name what the model runs on, for the reader and for `run.json`."""
     if torch.cuda.is_available():
         return f"GPU {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} threads, bf16 {'native' if has_fast_bf16() else 'emulated'}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}, bf16 {'native' if has_fast_bf16() else 'emulated'}"
 
 
 def memory() -> dict[str, float]:
