@@ -93,17 +93,72 @@ def generate_batches(
 
 
 def _search_beams(model: VllmModel, inputs: list[dict], strategy: Strategy, seeds: list[int]) -> list[list]:
-    """Beam search. Returns (new tokens, total log-probability) pairs per prompt, best first."""
-    from vllm.sampling_params import BeamSearchParams
+    """Beam search. Returns (new tokens, total log-probability) pairs per prompt, best first.
 
-    settings = BeamSearchParams(
-        beam_width=strategy.num_texts, max_tokens=strategy.max_new_tokens, length_penalty=strategy.length_penalty
-    )
-    outputs = model.engine.beam_search(inputs, settings, lora_request=model.adapter, use_tqdm=False)
-    return [
-        [(beam.tokens[len(prompt["prompt_token_ids"]) :], beam.cum_logprob) for beam in output.sequences]
-        for prompt, output in zip(inputs, outputs)
-    ]
+    Not `LLM.beam_search`: that one lets a text end wherever the end is among a beam's ten likeliest tokens, so
+    that titles which break off crowd out whole ones (a short text has a high total), and it runs to the last
+    token. Here the rule is transformers': a text may end where its end is among the likeliest continuations
+    of all beams together, and the search stops when no beam can overtake.
+    """
+    from vllm import SamplingParams
+
+    one_step = SamplingParams(max_tokens=1, temperature=0.0, logprobs=2 * strategy.num_texts, detokenize=False)
+    searches = [BeamSearch(strategy, model.tokenizer.eos_token_id) for _ in inputs]
+    for _ in range(strategy.max_new_tokens):
+        waiting = [number for number, search in enumerate(searches) if not search.closed]
+        prompts = [
+            {"prompt_token_ids": inputs[number]["prompt_token_ids"] + tokens}
+            for number in waiting
+            for _, tokens in searches[number].running
+        ]
+        if not prompts:
+            break
+        outputs = iter(model.engine.generate(prompts, one_step, lora_request=model.adapter, use_tqdm=False))
+        for number in waiting:
+            steps = [next(outputs).outputs[0].logprobs[0] for _ in searches[number].running]
+            searches[number].advance([{token: entry.logprob for token, entry in step.items()} for step in steps])
+    return [search.best() for search in searches]
+
+
+class BeamSearch:
+    """One prompt's beam search, by transformers' rules.
+
+    Attributes:
+        running: (total log-probability, new tokens) per open beam, best first.
+        ended: (rank score, total, new tokens) per finished text, best first.
+        closed: no open beam can overtake the finished texts any more.
+    """
+
+    def __init__(self, strategy: Strategy, eos_token_id: int) -> None:
+        self.strategy, self.eos_token_id = strategy, eos_token_id
+        self.running: list[tuple[float, list[int]]] = [(0.0, [])]
+        self.ended: list[tuple[float, float, list[int]]] = []
+        self.closed = False
+
+    def advance(self, steps: list[dict[int, float]]) -> None:
+        """Take one step: `steps` has the log-probabilities of each running beam's likeliest next tokens."""
+        beams = self.strategy.num_texts
+        candidates = [
+            (total + log_probability, [*tokens, token])
+            for (total, tokens), step in zip(self.running, steps)
+            for token, log_probability in step.items()
+        ]
+        candidates = sorted(candidates, key=lambda candidate: -candidate[0])[: 2 * beams]
+        last = len(candidates[0][1]) == self.strategy.max_new_tokens
+        for total, tokens in candidates[:beams]:
+            if last or tokens[-1] == self.eos_token_id:
+                self.ended.append((self._rank(total, len(tokens)), total, tokens))
+        self.ended = sorted(self.ended, key=lambda text: -text[0])[:beams]
+        self.running = [beam for beam in candidates if beam[1][-1] != self.eos_token_id][:beams]
+        best = self._rank(self.running[0][0], len(self.running[0][1]))
+        self.closed = last or (len(self.ended) == beams and best <= self.ended[-1][0])
+
+    def best(self) -> list[tuple[list[int], float]]:
+        """Finished texts, best first: their tokens and totals."""
+        return [(tokens, total) for _, total, tokens in self.ended]
+
+    def _rank(self, total: float, length: int) -> float:
+        return total / length**self.strategy.length_penalty
 
 
 def _draw_samples(model: VllmModel, inputs: list[dict], strategy: Strategy, seeds: list[int]) -> list[list]:

@@ -1,15 +1,18 @@
 """The vLLM engine where vLLM is not: one sentence. Where it is, `make check-vllm` compares it with transformers."""
 
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from test_queries import tiny_case
-from tiny_model import make_prompts, tiny_tokenizer
+from tiny_model import make_prompts, tiny_model, tiny_tokenizer
 
 from gloss_utils import vllm_engine
 from gloss_utils.generation import generate
-from gloss_utils.strategies import STRATEGIES
-from gloss_utils.vllm_engine import VllmModel
+from gloss_utils.strategies import STRATEGIES, Strategy
+from gloss_utils.vllm_engine import BeamSearch, VllmModel
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
@@ -20,31 +23,41 @@ def test_without_vllm_the_error_names_the_way_out(tmp_path):
         vllm_engine.load(tiny_case(tmp_path)[0].paths, "tiny-llama")
 
 
-class Recorded:
-    """Stands in for `vllm.LLM`: answers every prompt with its own tokens, so that the order can be seen."""
+class TransformersAsVllm:
+    """Stands in for `vllm.LLM`: one step of every prompt, with the tiny model's own log-probabilities."""
 
-    def beam_search(self, prompts, settings, lora_request, use_tqdm):
-        beam = type("Beam", (), {})
-        outputs = []
+    def generate(self, prompts, settings, lora_request, use_tqdm):
+        results = []
         for prompt in prompts:
-            beams = []
-            for score in (-1.0, -2.0):
-                beams.append(beam())
-                beams[-1].tokens = prompt["prompt_token_ids"] + tiny_tokenizer()("Title: Rose")["input_ids"]
-                beams[-1].cum_logprob = score - len(prompt["prompt_token_ids"])
-            outputs.append(type("Output", (), {"sequences": beams}))
-        return outputs
+            with torch.inference_mode():
+                logits = tiny_model()(input_ids=torch.tensor([prompt["prompt_token_ids"]])).logits[0, -1]
+            best = logits.log_softmax(-1).topk(settings["logprobs"])
+            step = {
+                token: SimpleNamespace(logprob=value)
+                for token, value in zip(best.indices.tolist(), best.values.tolist())
+            }
+            results.append(SimpleNamespace(outputs=[SimpleNamespace(logprobs=[step])]))
+        return results
 
 
-def test_results_come_in_the_order_of_the_prompts(monkeypatch):
-    parameters = type("Module", (), {"BeamSearchParams": lambda **settings: settings})
-    monkeypatch.setitem(__import__("sys").modules, "vllm", parameters)
-    monkeypatch.setitem(__import__("sys").modules, "vllm.sampling_params", parameters)
-    model = VllmModel(Recorded(), tiny_tokenizer(), None, 0)
-    results = generate(model, None, make_prompts(), "beam5", engine="vllm", batch_size=3)
-    lengths = [len(tiny_tokenizer()(prompt)["input_ids"]) for prompt in make_prompts()]
-    assert [result.scores[0] for result in results] == [-1.0 - length for length in lengths]
-    assert all(result.texts == ["Title: Rose"] * 2 for result in results)
+@pytest.mark.parametrize("strategy", ["beam5", "beam5mean"])
+def test_beam_search_by_steps_is_that_of_transformers(monkeypatch, strategy):
+    """vLLM's own beam search kept titles that break off; ours must find what transformers finds, in its order."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **settings: settings))
+    model = VllmModel(TransformersAsVllm(), tiny_tokenizer(), None, 0)
+    expected = generate(tiny_model(), tiny_tokenizer(), make_prompts(), strategy)
+    found = generate(model, None, make_prompts(), strategy, engine="vllm", batch_size=3)
+    for ours, theirs in zip(found, expected):
+        assert ours.texts == theirs.texts
+        assert ours.scores == pytest.approx(theirs.scores, abs=1e-3)
+
+
+def test_a_search_ends_at_the_limit():
+    search = BeamSearch(Strategy("two", num_texts=2, max_new_tokens=2), eos_token_id=1)
+    search.advance([{5: -0.1, 6: -2.0, 1: -9.0, 7: -8.0}])
+    assert not search.closed and [tokens for _, tokens in search.running] == [[5], [6]]
+    search.advance([{5: -0.5, 6: -1.0, 1: -9.0, 7: -8.0}, {5: -0.5, 6: -1.0, 1: -9.0, 7: -8.0}])
+    assert search.closed and search.best() == [([5, 5], pytest.approx(-0.6)), ([5, 6], pytest.approx(-1.1))]
 
 
 def test_constrained_beams_are_not_for_this_engine():
