@@ -136,8 +136,8 @@ def plot(table: pd.DataFrame) -> plt.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     for axis, column, label in ((left, "seconds", "CPU seconds"), (right, "mib", "peak memory (MiB)")):
         for (build, rows), marker in zip(table.groupby("build", sort=False), "os"):
-            axis.plot(rows["interactions"], rows[column], marker=marker, label=build)
-        axis.set(xscale="log", yscale="log", xlabel="interactions", ylabel=label)
+            axis.plot(rows["interactions"] / 1e6, rows[column], marker=marker, label=build)
+        axis.set(xlabel="million interactions", ylabel=label, xlim=(0, None), ylim=(0, None))
     left.legend()
     return figure
 
