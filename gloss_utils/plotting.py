@@ -291,18 +291,18 @@ def text_lengths(tables: dict[str, pd.DataFrame], limit: int) -> plt.Figure:
 
 
 def cost_and_quality(table: pd.DataFrame, metric: str) -> plt.Figure:
-    """Draw users per second against a metric, one labelled point per strategy, with 95 % intervals.
+    """Draw users per second against a metric, one point per strategy, with 95 % intervals.
 
     Args:
         table: index strategy; columns users_per_second, value, low, high.
         metric: what the value is.
     """
     figure, axis = plt.subplots()
-    errors = [table["value"] - table["low"], table["high"] - table["value"]]
-    axis.errorbar(table["users_per_second"], table["value"], yerr=errors, fmt="o", color=COLORS[0], capsize=2)
-    for name, row in table.iterrows():
-        axis.annotate(name, (row["users_per_second"], row["value"]), xytext=(5, 4), textcoords="offset points")
-    axis.set(xscale="log", xlabel="users per second", ylabel=metric)
+    for color, (name, row) in zip(COLORS, table.iterrows()):
+        error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+        axis.errorbar(row["users_per_second"], row["value"], yerr=error, fmt="o", color=color, capsize=2, label=name)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.set(xlim=(0, None), xlabel="users per second", ylabel=metric)
     return figure
 
 
@@ -438,10 +438,11 @@ def tiers(table: pd.DataFrame, metric: str) -> plt.Figure:
     axis.errorbar(table["users_per_second"], table["value"], yerr=errors, fmt="none", ecolor="0.5", capsize=2)
     area = 25 * np.log2(2 + table["memory_mib"])
     axis.scatter(table["users_per_second"], table["value"], s=area, color=COLORS[0], zorder=3)
-    for number, row in enumerate(table.itertuples()):
-        place = (8, 6) if number % 2 == 0 else (8, -14)
-        label = f"{row.system} ({row.memory_mib:,.1f} MiB)"
-        axis.annotate(label, (row.users_per_second, row.value), xytext=place, textcoords="offset points", fontsize=7)
+    for number, row in enumerate(table.sort_values("users_per_second").itertuples()):
+        place, side = ((0, 12), "bottom") if number % 2 else ((0, -12), "top")  # neighbours do not overlap
+        label = f"{row.system}\n{row.memory_mib:,.0f} MiB"
+        spot = {"xytext": place, "textcoords": "offset points", "ha": "center", "va": side, "fontsize": 7}
+        axis.annotate(label, (row.users_per_second, row.value), **spot)
     axis.set(xscale="log", xlabel="users per second (log)", ylabel=metric)
-    axis.margins(x=0.3, y=0.15)
+    axis.margins(x=0.15, y=0.3)
     return figure
