@@ -137,7 +137,7 @@ def generate_split(
         rows = [waiting[number] for number in numbers]
         seconds, start = time.perf_counter() - start, time.perf_counter()
         partial.append([make_record(prepared, task, row, result) for row, result in zip(rows, results)], seconds)
-        if progress and start - shown > PROGRESS_SECONDS:
+        if progress and start - shown > PROGRESS_SECONDS and len(partial.records) < len(task):
             print(partial.progress(len(task)), flush=True)
             shown = start
     path = partial.finish(task.reviewer_ids)

@@ -59,7 +59,6 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, rank: int 
     weights = adapter / "adapter_model.safetensors"
     engine = LLM(
         model=locate(model, paths, quantize=False),
-        tokenizer=str(adapter),
         max_model_len=max_seq_length,
         enable_lora=True,
         max_lora_rank=rank,
