@@ -9,7 +9,8 @@ import pandas as pd
 from . import download, own_tables, prompts, raw_files, sample_store
 from .choices import check
 from .paths import dataset_paths, resolve, write_atomically
-from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties, save_splits
+from .split_rows import save_splits
+from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties
 
 CATEGORIES = {
     "sample": "Sample",

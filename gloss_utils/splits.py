@@ -8,18 +8,15 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict
-from datasets.fingerprint import generate_random_fingerprint
+from datasets import DatasetDict
 
-from . import prompts
 from .choices import check
 from .paths import DatasetPaths, dataset_paths
+from .split_rows import build_rows, to_dataset
 
 MIN_INTERACTIONS = 3  # one item to train on, one to predict, and one to hold out
 VALIDATION_SHARE = 0.05
 VALIDATION_SEED = 42  # the authors' seed: on the same file, the same people
-BLOCK_USERS = 20_000  # rows built at a time, which bounds the memory
 TIE_ORDERS = ("asin", "shuffled", "reverse")
 
 
@@ -165,64 +162,10 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDi
     texts = pa.array(catalog["text"], pa.string()).take(pa.array(items))
     starts, stops = bounds[:-1], bounds[1:]
     drawn = pd.Index(reviewer_ids).isin(draw_validation_users(reviewer_ids))
-    train = _rows(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])
-    validation = _rows(reviewer_ids[drawn], starts[drawn], stops[drawn] - 1, asins, texts)
-    test = _rows(reviewer_ids, starts, stops, asins, texts)
-    return DatasetDict(train=_dataset(train), validation=_dataset(validation), test=_dataset(test))
-
-
-def _rows(
-    reviewer_ids: np.ndarray, starts: np.ndarray, stops: np.ndarray, asins: pa.Array, texts: pa.Array
-) -> pa.Table:
-    """Write one row per user: the last item of the span is the answer, those before it are the prompt.
-
-    Args:
-        reviewer_ids: [U].
-        starts, stops: int64 [U], each user's span of rows in `asins` and `texts`.
-        asins, texts: of all purchases.
-    """
-    blocks = [slice(row, row + BLOCK_USERS) for row in range(0, len(starts), BLOCK_USERS)]
-    return pa.concat_tables(
-        [_block_of_rows(reviewer_ids[block], starts[block], stops[block], asins, texts) for block in blocks]
-    )
-
-
-def _block_of_rows(
-    reviewer_ids: np.ndarray, starts: np.ndarray, stops: np.ndarray, asins: pa.Array, texts: pa.Array
-) -> pa.Table:
-    """The same for a block of users; `prompts.build_prompt` in columns instead of one user at a time."""
-    offsets = np.concatenate([[0], np.cumsum(stops - 1 - starts)])
-    before = pa.array(np.repeat(starts - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1]))
-    last = pa.array(stops - 1)
-    lists = pa.array(offsets, pa.int32())
-    histories = pc.binary_join(pa.ListArray.from_arrays(lists, texts.take(before)), "\n")
-    ptext = pc.binary_join_element_wise(prompts.PROMPT_HEADER, histories, prompts.NEXT_ITEM, "")
-    return pa.table(
-        {
-            "reviewer_id": pa.array(reviewer_ids, pa.string()),
-            "ptext": ptext,
-            "text": pc.binary_join_element_wise(ptext, texts.take(last), ""),
-            "seen_asins": pa.ListArray.from_arrays(lists, asins.take(before)),
-            "asin": asins.take(last),
-            "asin_text": texts.take(last),
-        }
-    )
-
-
-def _dataset(table: pa.Table) -> Dataset:
-    # A fingerprint of our own: computing one takes the library longer than building the table.
-    return Dataset(datasets.table.InMemoryTable(table), fingerprint=generate_random_fingerprint())
-
-
-def save_splits(splits: DatasetDict, path: Path) -> None:
-    """Write splits to disk without the library's progress bars."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        splits.save_to_disk(str(path))
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    train = build_rows(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])
+    validation = build_rows(reviewer_ids[drawn], starts[drawn], stops[drawn] - 1, asins, texts)
+    test = build_rows(reviewer_ids, starts, stops, asins, texts)
+    return DatasetDict(train=to_dataset(train), validation=to_dataset(validation), test=to_dataset(test))
 
 
 def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Prepared:

@@ -1,5 +1,6 @@
 """The leave-last-out split against hand-worked users, the primer's example, and a row-by-row build."""
 
+import dataclasses
 import doctest
 import random
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from test_prompts import PRIMER_TITLES, PRIMER_TRAINING_TEXT
 
-from gloss_utils import prompts, raw_data, splits
+from gloss_utils import prompts, raw_data, split_rows, splits
 
 # The asins that the primer lists for its example user, in time order.
 PRIMER_ASINS = ["B007IY97U0", "B00870XLDS", "B008MIRO88", "B00BQYYMN0", "B00GRTQBTM", "B000052YU"]
@@ -90,6 +91,15 @@ def test_splits_equal_a_row_by_row_build(prepared):
     for name, expected in (("validation", validation), ("test", test)):
         rows = [(row["reviewer_id"], row["seen_asins"], row["asin"]) for row in built[name]]
         assert rows == expected
+
+
+def test_blocks_of_users_join_without_a_seam(prepared, monkeypatch):
+    monkeypatch.setattr(split_rows, "BLOCK_USERS", 7)
+    built = splits.build_splits(prepared.interactions, prepared.catalog)
+    assert built["test"].to_dict() == prepared.splits["test"].to_dict()
+    task = splits.load_task(dataclasses.replace(prepared, splits=built))
+    whole = splits.load_task(prepared)
+    assert [seen.tolist() for seen in task.seen_items] == [seen.tolist() for seen in whole.seen_items]
 
 
 def test_a_user_with_two_items_is_refused(toy):
