@@ -2,7 +2,7 @@
 
     python benchmarks/ablation_training.py            # about 20 minutes on two cores
 
-Writes benchmarks/results_ablation.csv: group, variant, Recall@5 with its interval, best validation loss,
+Writes benchmarks/results/ablation.csv: group, variant, Recall@5 with its interval, best validation loss,
 trainable weights, seconds. Chapter 03 draws it.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="data", help="where the sample store lives")
     parser.add_argument("--users", type=int, default=300, help="test users to generate for")
-    parser.add_argument("--out", default="benchmarks/results_ablation.csv")
+    parser.add_argument("--out", default="benchmarks/results/ablation.csv")
     options = parser.parse_args()
 
     prepared = raw_data.prepare("sample", data_dir=options.data_dir, progress=False)

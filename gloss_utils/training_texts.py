@@ -11,6 +11,7 @@ from . import prompts
 from .choices import check
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WINDOW = 32  # batches: enough for like lengths, few enough that an epoch is still well mixed
 METHODS = ("qlora", "lora", "full")
 
 
@@ -131,7 +132,7 @@ class SeededOrder(Sampler):
     Args:
         lengths: tokens of each text.
         batch_size: texts per step.
-        by_length: sort within windows of 8 batches, then shuffle the batches.
+        by_length: sort within windows of `WINDOW` batches, then shuffle the batches.
         seed: of the order.
     """
 
@@ -150,7 +151,7 @@ class SeededOrder(Sampler):
         if not self.by_length:
             return iter(order.tolist())
         lengths = torch.tensor(self.lengths)
-        windows = [window[lengths[window].argsort(stable=True)] for window in order.split(8 * self.batch_size)]
+        windows = [window[lengths[window].argsort(stable=True)] for window in order.split(WINDOW * self.batch_size)]
         batches = torch.cat(windows).split(self.batch_size)
         shuffled = torch.randperm(len(batches), generator=generator)
         return iter(torch.cat([batches[number] for number in shuffled]).tolist())
