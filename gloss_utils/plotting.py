@@ -403,6 +403,16 @@ def stages(table: pd.DataFrame, reference: tuple[str, float]) -> plt.Figure:
 
 # 07 and 08 · beyond text, scoreboard
 
+# One colour per kind of system, the same in every figure; what is not named here is ours.
+KIND_COLORS = {
+    "GLoSS": COLORS[1],
+    "training-free": COLORS[2],
+    "LLM-based": COLORS[4],
+    "classic ID": COLORS[7],
+    "feature-enhanced ID": COLORS[9],
+    "semantic ID": COLORS[3],
+}
+
 
 def scoreboard(table: pd.DataFrame, xlabel: str) -> plt.Figure:
     """Horizontal bars, best at the top, coloured by kind of system; whiskers where there is an interval.
@@ -413,11 +423,10 @@ def scoreboard(table: pd.DataFrame, xlabel: str) -> plt.Figure:
     """
     table = table.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(7.0, 0.27 * len(table) + 1.1))
-    for number, (kind, part) in enumerate(table.groupby("kind", sort=True)):
+    for kind, part in table.groupby("kind", sort=True):
         errors = [(part["value"] - part["low"]).fillna(0), (part["high"] - part["value"]).fillna(0)]
-        axis.barh(
-            part.index, part["value"], xerr=errors, label=kind, color=COLORS[number], error_kw={"elinewidth": 1}
-        )
+        color = KIND_COLORS.get(kind, COLORS[0])
+        axis.barh(part.index, part["value"], xerr=errors, label=kind, color=color, error_kw={"elinewidth": 1})
     axis.set_yticks(table.index, table["label"], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(xlabel)

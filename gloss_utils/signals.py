@@ -214,6 +214,9 @@ def _ease(histories, vectors):
     return ItemSignal((ease(histories, len(vectors)),), STAR_HISTORY)
 
 
+# The default sum: all but EASE, which is large, and the order of ties, which is no taste.
+FUSION = ("text", "together", "walk", "next", "two_step", "ahead", "popularity")
+
 # What there is to choose from; each is built from the training part and the catalog's vectors alone.
 SIGNALS = {
     "text": _text,  # STAR's half: titles close to those of the last three items

@@ -1,0 +1,64 @@
+"""The papers' tables and our own results, side by side where that is fair."""
+
+import pandas as pd
+
+from .metrics import MEASURED, RESULT_KEYS
+from .paths import PROJECT_ROOT
+
+PAPER = PROJECT_ROOT / "data" / "paper_results.csv"
+SYSTEM = ["model", "strategy", "retriever", "policy"]
+VALUES = ["value", "low", "high", "num_users", "command", "source", "date", "note"]
+OVERALL_TABLES = ("1", "2", "8", "field")  # one row per system; the others split by retriever, segment, strategy
+OTHER_TIES = "shuffled|reverse"  # how a policy says that ties were not in the field's order
+
+
+def load_paper() -> pd.DataFrame:
+    """Read the papers' tables: table, method, group, dataset, metric, value, source, grade, comparable, note."""
+    return pd.read_csv(PAPER, dtype={"table": str}, keep_default_na=False)
+
+
+def load_measured(dataset: str) -> pd.DataFrame:
+    """Read our results on a real dataset, with command, source, date and note; empty where there are none."""
+    if not MEASURED.exists():
+        return pd.DataFrame(columns=[*RESULT_KEYS, *VALUES])
+    table = pd.read_csv(MEASURED, keep_default_na=False)
+    return table[table["dataset"] == dataset].reset_index(drop=True)
+
+
+def name_systems(results: pd.DataFrame) -> pd.Series:
+    """One readable name per row out of model, strategy, retriever and policy; "none" is left out."""
+    rows = results[SYSTEM].astype(str).itertuples(index=False)
+    names = [" · ".join(part for part in row if part not in ("none", "nan", "")) for row in rows]
+    return pd.Series(names, index=results.index, dtype=object)
+
+
+def published(paper: pd.DataFrame, dataset: str, metric: str) -> pd.DataFrame:
+    """Every published system once, on one dataset and metric.
+
+    A system that several tables print is taken from the first of them; the tables agree (there is a test).
+    """
+    rows = paper[(paper["dataset"] == dataset) & (paper["metric"] == metric) & paper["table"].isin(OVERALL_TABLES)]
+    return rows.drop_duplicates("method").reset_index(drop=True)
+
+
+def same_protocol(measured: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Keep our rows that may stand beside the papers': all test users, ties by asin, the whole catalog."""
+    rows = measured[(measured["split"] == "test") & (measured["metric"] == metric)]
+    everyone = rows["num_users"] == rows["num_users"].max()
+    return rows[everyone & ~rows["policy"].str.contains(OTHER_TIES)].reset_index(drop=True)
+
+
+def side_by_side(paper: pd.DataFrame, measured: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
+    """Stack published systems of some groups and our own, for `plotting.scoreboard`.
+
+    Args:
+        paper: from `published`; rows that are not comparable are left out.
+        measured: from `same_protocol`.
+        groups: of the paper's systems.
+    """
+    theirs = paper[paper["group"].isin(groups) & (paper["comparable"] == "yes")]
+    theirs = theirs.assign(label=theirs["method"], kind=theirs["group"], low=pd.NA, high=pd.NA)
+    ours = measured.assign(label=name_systems(measured), kind="ours, this repository")
+    columns = ["label", "kind", "value", "low", "high"]
+    table = pd.concat([theirs[columns], ours[columns]], ignore_index=True)
+    return table.astype({"value": float, "low": float, "high": float})

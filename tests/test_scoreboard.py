@@ -1,0 +1,44 @@
+"""What may stand beside what."""
+
+import pandas as pd
+
+from gloss_utils import scoreboard
+
+
+def make_rows(**changes):
+    row = {"dataset": "beauty", "split": "test", "model": "lis", "strategy": "none", "retriever": "bm25"}
+    row |= {"policy": "none", "metric": "ndcg@5", "value": 0.03, "low": 0.02, "high": 0.04, "num_users": 100}
+    return pd.DataFrame([row | changes])
+
+
+def test_other_ties_other_users_and_other_splits_stay_out():
+    rows = [
+        make_rows(),
+        make_rows(policy="fused, shuffled ties"),
+        make_rows(model="tiny-llama", num_users=20),
+        make_rows(split="validation", num_users=900),
+        make_rows(metric="recall@5"),
+    ]
+    kept = scoreboard.same_protocol(pd.concat(rows, ignore_index=True), "ndcg@5")
+    assert scoreboard.name_systems(kept).tolist() == ["lis · bm25"]
+
+
+def test_every_published_system_once():
+    rows = scoreboard.published(scoreboard.load_paper(), "beauty", "ndcg@5").set_index("method")
+    assert rows.index.is_unique
+    assert rows.loc["GLoSS-8B", "value"] == 0.0442 and rows.loc["TIGER", "group"] == "semantic ID"
+    assert "GPT4Rec" not in rows.index  # it prints no NDCG@5
+
+
+def test_what_is_not_comparable_is_not_drawn():
+    paper = scoreboard.published(scoreboard.load_paper(), "toys", "ndcg@5")
+    table = scoreboard.side_by_side(paper, make_rows(), ["LLM-based", "GLoSS"])
+    assert "P5" not in set(table["label"]) and {"GLoSS-8B", "lis · bm25"} <= set(table["label"])
+    assert table["low"].notna().sum() == 1  # papers print no interval
+
+
+def test_nothing_measured_is_an_empty_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(scoreboard, "MEASURED", tmp_path / "none.csv")
+    empty = scoreboard.load_measured("toys")
+    assert empty.empty and {"model", "value", "note"} <= set(empty.columns)
+    assert scoreboard.name_systems(scoreboard.same_protocol(empty, "ndcg@5")).tolist() == []
