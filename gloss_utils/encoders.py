@@ -63,7 +63,9 @@ def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F8
         ValueError: a bare name that is not known, or a model that cannot be fetched.
     """
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # "Loading weights" in every notebook
     if "/" not in encoder:
         check(encoder, ENCODERS, "encoder")
     source = str(minilm_directory()) if encoder == "minilm" else ENCODERS.get(encoder, encoder)

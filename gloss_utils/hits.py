@@ -39,7 +39,7 @@ def top_k(scores: np.ndarray, k: int, floor: float = -np.inf) -> Hits:
     num_rows, num_items = scores.shape
     last = num_items - min(k, num_items)
     threshold = np.partition(scores, last, axis=1)[:, last, None]
-    rows, columns = np.nonzero((scores >= threshold) & (scores > floor))
+    rows, columns = np.divmod(np.flatnonzero((scores >= threshold) & (scores > floor)), num_items)
     values = scores[rows, columns]
     order = np.lexsort((-values, rows))  # stable, so columns stay ascending where values are equal
     rows, columns, values = rows[order], columns[order], values[order]
