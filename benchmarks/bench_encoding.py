@@ -23,7 +23,7 @@ def retriv(texts: list[str]) -> np.ndarray:
     from retriv import Encoder
 
     model = Encoder(model=str(encoders.minilm_directory()), device="cpu")
-    return np.concatenate([model.bencode(texts, batch_size=512, show_progress=False)])
+    return model.bencode(texts, batch_size=512, show_progress=False)
 
 
 def main() -> None:
