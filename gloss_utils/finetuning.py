@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from . import language_models, resources
 from .paths import DatasetPaths, write_atomically
 from .splits import Prepared
-from .training_loop import Trainer, make_trainer
+from .training_loop import Trainer, follow_plan, make_trainer
 from .training_texts import PROJECTIONS, Settings
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -104,7 +104,10 @@ def finetune(
         shutil.rmtree(checkpoints, ignore_errors=True)
     base, tokenizer = load_base(model, paths, settings, engine)
     trainer = make_trainer(add_adapter(base, settings, engine), tokenizer, prepared, settings, checkpoints, log)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+    checkpoint = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    if checkpoint:
+        follow_plan(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     save_weights(trainer, tokenizer, paths.adapter(name))
     run = describe_run(trainer, prepared, model, settings, engine, seconds)

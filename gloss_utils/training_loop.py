@@ -1,5 +1,6 @@
 """TRL's trainer for this course: its arguments, a seeded order, a plan that fits the time, a log as it goes."""
 
+import json
 import time
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def plan(trainer: Trainer, settings: Settings) -> None:
         args.max_steps = max(1, min(args.max_steps, planned))
     evaluations = settings.evaluations or -(-args.max_steps // steps_per_epoch)
     args.eval_steps = args.save_steps = max(1, args.max_steps // evaluations)
+
+
+def follow_plan(trainer: Trainer, checkpoint: str) -> None:
+    """Take the number of steps from a checkpoint, so that a resumed run ends where the first one would have.
+
+    Args:
+        trainer: changed in place.
+        checkpoint: the folder to resume from.
+    """
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
+    trainer.args.max_steps = state["max_steps"]
+    trainer.args.eval_steps = trainer.args.save_steps = int(state["save_steps"])
 
 
 def time_of_a_step(trainer: Trainer) -> float:

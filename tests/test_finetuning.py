@@ -290,6 +290,14 @@ def test_time_limit_plans_fewer_steps(shop):
     assert (log["split"] == "validation").any() and log["step"].max() < 10**5
 
 
+def test_a_resumed_run_keeps_the_plan_of_the_first(shop, tmp_path):
+    """A plan made from the machine's speed, made twice, would change the learning rate in the middle."""
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"max_steps": 77, "save_steps": 11}))
+    trainer = types.SimpleNamespace(args=types.SimpleNamespace(max_steps=5, eval_steps=1, save_steps=1))
+    training_loop.follow_plan(trainer, str(tmp_path))
+    assert vars(trainer.args) == {"max_steps": 77, "eval_steps": 11, "save_steps": 11}
+
+
 KILLED_RUN = """
 import pickle, sys
 import torch
