@@ -1,6 +1,8 @@
 """Beams against transformers called plainly, samples against the distribution, scores against a second pass."""
 
 import dataclasses
+import inspect
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from tiny_model import TITLES, make_prompts, prompt_of, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from gloss_utils import generation
 from gloss_utils.constrained import CatalogTrie
 from gloss_utils.generation import clean_text, encode_prompts, generate, plan_batches
 from gloss_utils.sampling import UserSampler
@@ -200,6 +203,19 @@ def test_an_empty_answer_is_an_empty_text():
 )
 def test_the_answer_is_the_first_line(decoded, text):
     assert clean_text(decoded) == text
+
+
+def test_the_settings_exist_in_this_transformers():
+    """GenerationConfig takes any keyword without a word, so a renamed one would be lost in silence."""
+    known = GenerationConfig().to_dict()
+    source = inspect.getsource(generation)
+    used = set(re.findall(r"^        (\w+)=[^=]", source, flags=re.M)) - {
+        "input_ids",
+        "position_ids",
+        "logits_to_keep",
+    }
+    assert {"num_beams", "length_penalty", "max_new_tokens", "output_scores"} <= used
+    assert used - {"attention_mask"} <= set(known)
 
 
 def test_no_prompts_give_no_results():
