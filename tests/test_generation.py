@@ -56,6 +56,17 @@ def test_texts_do_not_depend_on_the_batch(strategy):
             np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
 
 
+def test_many_texts_make_smaller_batches():
+    """32 samples of 32 users with long prompts do not fit on a card that five beams of 32 users fill."""
+    sizes = [
+        len(rows)
+        for rows, _ in generation.generate_batches(
+            tiny_model(), tiny_tokenizer(), [make_prompts()[3]] * 8, "calrec32", batch_size=16
+        )
+    ]
+    assert sizes == [2, 2, 2, 2]
+
+
 def test_samples_do_not_depend_on_the_other_users():
     prompts = make_prompts()
     everyone = write(prompts, "temp0.5")
