@@ -57,8 +57,8 @@ def side_by_side(paper: pd.DataFrame, measured: pd.DataFrame, groups: list[str])
         groups: of the paper's systems.
     """
     theirs = paper[paper["group"].isin(groups) & (paper["comparable"] == "yes")]
-    theirs = theirs.assign(label=theirs["method"], kind=theirs["group"], low=pd.NA, high=pd.NA)
+    theirs = theirs.assign(label=theirs["method"], kind=theirs["group"])
     ours = measured.assign(label=name_systems(measured), kind="ours, this repository")
     columns = ["label", "kind", "value", "low", "high"]
-    table = pd.concat([theirs[columns], ours[columns]], ignore_index=True)
-    return table.astype({"value": float, "low": float, "high": float})
+    parts = [part.reindex(columns=columns).astype(dict.fromkeys(columns[2:], float)) for part in (theirs, ours)]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
