@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .choices import check
 from .paths import write_atomically
@@ -62,6 +61,7 @@ def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F8
     Raises:
         ValueError: a bare name that is not known, or a model that cannot be fetched.
     """
+    import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -81,6 +81,8 @@ def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F8
 
 def fast_dtype() -> str:
     """Return "bfloat16" where the hardware multiplies in it (twice as fast here), else "float32"."""
+    import torch  # here, because BM25 alone should not wait for it
+
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -125,6 +127,8 @@ def _save(path: Path, vectors: np.ndarray) -> None:
 
 
 def _encode_distinct(texts: list[str], encoder: str, dtype: str, batch_size: int) -> np.ndarray:
+    import torch
+
     model = load_encoder(encoder, dtype)
     # sentence-transformers sorts by length itself, so that a batch holds little padding
     vectors = model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
