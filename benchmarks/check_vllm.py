@@ -74,15 +74,14 @@ def main() -> None:
 
     plain, tokenizer = load_transformers(paths, options.model)
     cost, expected = run("transformers", plain, tokenizer, prompts, "beam5")
-    started = time.perf_counter()
+    rows = [cost, run("transformers", plain, tokenizer, prompts, "temp0.5")[0]]
+    started, before = time.perf_counter(), memory_gib()
     served = vllm_engine.load(paths, options.model, MAX_SEQ_LENGTH, dtype="float32", enforce_eager=True)
     print(f"vLLM started in {time.perf_counter() - started:.0f} s")
-    rows = [cost]
     found = {}
     for strategy in ("beam5", "temp0.5"):
         cost, found[strategy] = run("vllm", served, tokenizer, prompts, strategy)
-        rows.append(cost)
-    rows.insert(1, run("transformers", plain, tokenizer, prompts, "temp0.5")[0])
+        rows.append(cost | {"memory_gib": cost["memory_gib"] - before})  # without the other engine's share
 
     same = np.mean([ours.texts == theirs.texts for ours, theirs in zip(found["beam5"], expected)])
     pairs = [
