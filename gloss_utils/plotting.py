@@ -431,7 +431,8 @@ def scoreboard(table: pd.DataFrame, xlabel: str) -> plt.Figure:
     axis.invert_yaxis()
     axis.set_xlabel(xlabel)
     axis.grid(axis="y", visible=False)
-    axis.legend(fontsize=8, loc="lower right")
+    if table["kind"].nunique() > 1:
+        axis.legend(fontsize=8, loc="lower right")
     return figure
 
 
