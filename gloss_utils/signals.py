@@ -72,17 +72,20 @@ class Popularity:
 
 @dataclass(frozen=True)
 class AfterLast:
-    """1 for the items that come after the user's last one in the catalog, which is in asin order.
+    """1 for the items whose asin comes after that of the user's last one.
 
     This is no taste. Dates are whole days and the field orders a day's purchases by asin, so the held-out
     item of a busy last day has a higher asin than the one before. Under shuffled ties it knows nothing.
+
+    Attributes:
+        asin_rank: [num_items], each item's place in asin order: `catalog["asin"].rank().to_numpy()`.
     """
 
-    num_items: int
+    asin_rank: np.ndarray
 
     def score(self, task: Task) -> np.ndarray:
         last = np.array([items[-1] for items in task.seen_items])
-        return (np.arange(self.num_items) > last[:, None]).astype(np.float32)
+        return (self.asin_rank > self.asin_rank[last][:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ def _ease(histories, vectors):
     return ItemSignal((ease(histories, len(vectors)),), STAR_HISTORY)
 
 
-# The default sum: all but EASE, which is large, and the order of ties, which is no taste.
+# The default sum: all but EASE, which is large.
 FUSION = ("text", "together", "walk", "next", "two_step", "ahead", "popularity")
 
 # What there is to choose from; each is built from the training part and the catalog's vectors alone.
@@ -227,7 +230,6 @@ SIGNALS = {
     "ahead": _ahead,  # what came up to six purchases after one of the last five
     "ease": _ease,  # a linear model of whole histories, in closed form; num_items² memory
     "popularity": lambda histories, vectors: Popularity(item_counts(histories, len(vectors))),
-    "after_last": lambda histories, vectors: AfterLast(len(vectors)),  # the tie order, not taste
 }
 
 

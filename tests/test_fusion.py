@@ -118,8 +118,10 @@ def test_fuse_refuses_unknown_names_and_zero_weights():
         signals.fit_signals(HISTORIES, unit_vectors(5), ["txt"])
 
 
-def test_after_last_follows_the_catalog_order():
-    assert AfterLast(4).score(make_task([[0, 1], [3]])).tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+def test_after_last_follows_the_asins_and_not_the_item_numbers():
+    """It compared item numbers, which stopped being in asin order: on the sample it then knew nothing."""
+    asin_rank = np.array([3, 1, 4, 2])
+    assert AfterLast(asin_rank).score(make_task([[0, 1], [3]])).tolist() == [[1, 0, 1, 1], [1, 0, 1, 0]]
 
 
 def test_generated_texts_find_their_item_and_miss_quietly():
