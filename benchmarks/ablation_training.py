@@ -68,11 +68,17 @@ def main() -> None:
     index = BM25Index(prepared.catalog["text"])
     tiny_llama.grow(prepared.catalog["text"], prepared.paths.base_model("tiny-llama"))
 
-    lis = baselines.lis(task, index, k=5, drop="seen")
-    rows = [row("LIS", "seen dropped", metrics.evaluate(lis, task.targets, ks=(5,)))]
-    base = finetuning.for_generation(*finetuning.load_base("tiny-llama", prepared.paths))
-    rows.append(row("stage", "base alone", recall(*base, task, index), trainable_weights=0))
+    partial = Path(options.out).with_suffix(".partial.csv")  # a run that was cut off goes on from here
+    rows = pd.read_csv(partial).to_dict("records") if partial.exists() else []
+    if not rows:
+        lis = baselines.lis(task, index, k=5, drop="seen")
+        rows = [row("LIS", "seen dropped", metrics.evaluate(lis, task.targets, ks=(5,)))]
+        base = finetuning.for_generation(*finetuning.load_base("tiny-llama", prepared.paths))
+        rows.append(row("stage", "base alone", recall(*base, task, index), trainable_weights=0))
+    done = {(line["group"], line["variant"]) for line in rows}
     for (group, variant), settings in VARIANTS.items():
+        if (group, variant) in done:
+            continue
         finetuning.finetune(prepared, "tiny-llama", settings, name="ablation")
         run = json.loads(prepared.paths.run_json("ablation").read_text())
         per_user = recall(*finetuning.load_finetuned(prepared.paths, "ablation"), task, index)
@@ -81,7 +87,8 @@ def main() -> None:
         print(rows[-1], flush=True)
         if variant == "QLoRA":
             rows += [{**rows[-1], "group": other, "variant": name} for other, name in SAME_AS_QLORA]
-        pd.DataFrame(rows).to_csv(Path(options.out), index=False)
+        pd.DataFrame(rows).to_csv(partial, index=False)
+    partial.rename(options.out)
 
 
 if __name__ == "__main__":
