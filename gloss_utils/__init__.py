@@ -4,7 +4,11 @@ The calls that other people's code relies on can be imported from here. They are
 first used, so that `import gloss_utils` alone does not load torch.
 """
 
+import logging
 from importlib import import_module
+
+# On import bitsandbytes warns that an optional CPU kernel is missing. Nothing here needs it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME = {
     "prepare": "raw_data",
