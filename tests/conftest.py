@@ -66,3 +66,8 @@ def real_raw_dir() -> Path:
     if not REAL_DATA:
         pytest.skip("set GLOSS_RAW_DIR to the folder of the Amazon 2014 files")
     return Path(REAL_DATA).resolve()
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first, the whole course last, so that a slip shows in seconds."""
+    items.sort(key=lambda item: (bool(item.get_closest_marker("course")), bool(item.get_closest_marker("slow"))))
