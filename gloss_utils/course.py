@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,46 +27,69 @@ ALLOWED_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "l
 
 
 class CourseClient(PapermillNotebookClient):
-    """Papermill's client, which also tells what a long cell is doing."""
+    """Papermill's client, which also keeps the last words of a cell's progress bar."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.last_words, self.last_line_at = "", time.monotonic()
+    last_words = "no progress bar"
 
     def process_message(self, message, cell, cell_index):
-        output = super().process_message(message, cell, cell_index)
         self.last_words = progress_text(message) or self.last_words
-        if time.monotonic() - self.last_line_at > HEARTBEAT_SECONDS:
-            self.last_line_at = time.monotonic()
-            say(f"      cell {cell_index + 1} is running: {self.last_words or 'no progress bar'}")
-        return output
+        return super().process_message(message, cell, cell_index)
+
+
+class CellLines:
+    """One line per code cell when it ends, and one every `HEARTBEAT_SECONDS` while it runs."""
+
+    def __init__(self, client: CourseClient, num_cells: int):
+        self.client, self.num_cells = client, num_cells
+        self.heading, self.running, self.started = "", None, 0.0
+        self.stopped = threading.Event()
+
+    def start(self, cell, cell_index: int) -> None:
+        if cell.cell_type == "markdown":
+            self.heading = (re.findall(r"^#+ (.+)$", cell.source, re.M) or [self.heading])[-1]
+            return
+        self.client.last_words = CourseClient.last_words
+        self.running, self.started = cell_index, time.monotonic()
+
+    def end(self, cell, cell_index: int) -> None:
+        if cell.cell_type == "code":
+            self.running = None
+            seconds = time.monotonic() - self.started
+            say(f"    cell {cell_index + 1:>3}/{self.num_cells}  {seconds:6.1f} s  {self.heading}")
+
+    def beat(self) -> None:
+        """Runs in a thread of its own: a cell may be silent for minutes."""
+        while not self.stopped.wait(HEARTBEAT_SECONDS):
+            running = self.running
+            if running is not None and time.monotonic() - self.started >= HEARTBEAT_SECONDS:
+                seconds = time.monotonic() - self.started
+                say(f"      cell {running + 1} is running, {seconds:.0f} s: {self.client.last_words}")
 
 
 class CourseEngine(NBClientEngine):
-    """Papermill's engine with one line per code cell."""
+    """Papermill's engine with a line per cell."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, **kwargs):
-        heading, started = "", {}
+        client = CourseClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None)
+        client.extra_arguments = ["--IPKernelApp.log_level=40"]  # errors only
+        lines = CellLines(client, len(nb_man.nb.cells))
         report_start, report_end = nb_man.cell_start, nb_man.cell_complete
 
         def cell_start(cell, cell_index=None, **options):
-            nonlocal heading
-            headings = re.findall(r"^#+ (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
-            heading = headings[-1] if headings else heading
-            started[cell_index] = time.monotonic()
+            lines.start(cell, cell_index)
             report_start(cell, cell_index, **options)
 
         def cell_complete(cell, cell_index=None, **options):
             report_end(cell, cell_index, **options)
-            if cell.cell_type == "code":
-                seconds = time.monotonic() - started[cell_index]
-                say(f"    cell {cell_index + 1:>3}/{len(nb_man.nb.cells)}  {seconds:6.1f} s  {heading}")
+            lines.end(cell, cell_index)
 
         nb_man.cell_start, nb_man.cell_complete = cell_start, cell_complete
-        client = CourseClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None)
-        client.extra_arguments = ["--IPKernelApp.log_level=40"]  # errors only
-        return client.execute()
+        threading.Thread(target=lines.beat, daemon=True).start()
+        try:
+            return client.execute()
+        finally:
+            lines.stopped.set()
 
 
 def progress_text(message: dict) -> str:

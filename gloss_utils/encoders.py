@@ -94,7 +94,7 @@ def encode(
     encoder: str = "minilm",
     cache_dir: str | Path | None = None,
     dtype: str = "auto",
-    batch_size: int = 64,
+    batch_size: int = 32,
 ) -> np.ndarray:
     """Turn texts into unit vectors, each distinct text once.
 

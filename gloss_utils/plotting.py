@@ -437,22 +437,25 @@ def scoreboard(table: pd.DataFrame, xlabel: str) -> plt.Figure:
 
 
 def tiers(table: pd.DataFrame, metric: str) -> plt.Figure:
-    """Draw users per second against a metric; a larger point holds more memory, its label says how much.
+    """Draw users per second against a metric; a larger point holds more memory, the legend says how much.
 
     Args:
         table: columns `system, users_per_second, memory_mib, value, low, high`.
         metric: what the value is.
     """
-    figure, axis = plt.subplots()
-    errors = [table["value"] - table["low"], table["high"] - table["value"]]
-    axis.errorbar(table["users_per_second"], table["value"], yerr=errors, fmt="none", ecolor="0.5", capsize=2)
-    area = 25 * np.log2(2 + table["memory_mib"])
-    axis.scatter(table["users_per_second"], table["value"], s=area, color=COLORS[0], zorder=3)
-    for number, row in enumerate(table.sort_values("users_per_second").itertuples()):
-        place, side = ((0, 12), "bottom") if number % 2 else ((0, -12), "top")  # neighbours do not overlap
-        label = f"{row.system}\n{row.memory_mib:,.0f} MiB"
-        spot = {"xytext": place, "textcoords": "offset points", "ha": "center", "va": side, "fontsize": 7}
-        axis.annotate(label, (row.users_per_second, row.value), **spot)
+    figure, axis = plt.subplots(figsize=(FIGURE_SIZE[0] + 1.5, FIGURE_SIZE[1]))
+    for color, row in zip(COLORS, table.itertuples()):
+        axis.errorbar(
+            row.users_per_second,
+            row.value,
+            yerr=[[row.value - row.low], [row.high - row.value]],
+            fmt="o",
+            color=color,
+            capsize=2,
+            markersize=2 * np.log2(4 + row.memory_mib),
+            label=f"{row.system}, {row.memory_mib:,.0f} MiB",
+        )
     axis.set(xscale="log", xlabel="users per second (log)", ylabel=metric)
-    axis.margins(x=0.15, y=0.3)
+    axis.margins(x=0.15, y=0.2)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure

@@ -9,7 +9,8 @@ PAPER = PROJECT_ROOT / "data" / "paper_results.csv"
 SYSTEM = ["model", "strategy", "retriever", "policy"]
 VALUES = ["value", "low", "high", "num_users", "command", "source", "date", "note"]
 OVERALL_TABLES = ("1", "2", "8", "field")  # one row per system; the others split by retriever, segment, strategy
-OTHER_TIES = "shuffled|reverse"  # how a policy says that ties were not in the field's order
+# How a policy says that ties were not in the field's order, or that it reads that order off as a signal.
+OTHER_TIES = "shuffled|reverse|after_last"
 
 
 def load_paper() -> pd.DataFrame:
@@ -42,7 +43,7 @@ def published(paper: pd.DataFrame, dataset: str, metric: str) -> pd.DataFrame:
 
 
 def same_protocol(measured: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Keep our rows that may stand beside the papers': all test users, ties by asin, the whole catalog."""
+    """Keep our rows that may stand beside the papers': all test users, ties by asin and not used as a signal."""
     rows = measured[(measured["split"] == "test") & (measured["metric"] == metric)]
     everyone = rows["num_users"] == rows["num_users"].max()
     return rows[everyone & ~rows["policy"].str.contains(OTHER_TIES)].reset_index(drop=True)

@@ -222,3 +222,11 @@ def test_a_changed_module_changes_the_fingerprint(tmp_path, monkeypatch):
     assert course_state.package_digest() == before
     module.write_text("a = 2")
     assert course_state.package_digest() != before
+
+
+def test_a_long_silent_cell_says_that_it_is_running(toy_course, capsys, monkeypatch):
+    """The line hung on the kernel's messages, so a cell that printed nothing for minutes looked dead."""
+    monkeypatch.setattr(course, "HEARTBEAT_SECONDS", 0.4)
+    write_notebook(toy_course.notebooks / "01_first.ipynb", "import time; time.sleep(1.5)")
+    assert toy_course("--only", "1") == 0
+    assert "cell 4 is running" in capsys.readouterr().out
