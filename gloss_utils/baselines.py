@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .choices import check
-from .hits import Hits, Index, blocks, no_hits, top_k
+from .hits import Hits, Index, blocks, no_hits, seen_mask, top_k
 from .splits import Task
 
 DROPS = ("none", "query", "seen")
@@ -103,16 +103,6 @@ def _search_past(index: Index, texts: list[str], user_of: np.ndarray, dropped: S
         users = users[(result.items[users, -1] < 0) & ~exhausted]
         depth *= 4
     return result
-
-
-def seen_mask(items: np.ndarray, seen: Sequence[np.ndarray]) -> np.ndarray:
-    """Which items of each row are among that row's seen ones, bool [num_users, width]."""
-    width = int(max(items.max(initial=0), max((part.max(initial=0) for part in seen), default=0))) + 2
-    owner = np.repeat(np.arange(len(seen)), [len(part) for part in seen])
-    pairs = np.sort(owner * width + np.concatenate([*seen, np.empty(0, dtype=np.int64)]))
-    asked = np.arange(len(items))[:, None] * width + np.where(items < 0, width - 1, items)
-    place = np.searchsorted(pairs, asked)
-    return (place < len(pairs)) & (pairs[np.minimum(place, len(pairs) - 1)] == asked) if len(pairs) else asked < 0
 
 
 def first_places(masked: np.ndarray, k: int) -> np.ndarray:

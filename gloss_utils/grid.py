@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .hits import Hits
+from .hits import Hits, seen_mask
 
 CALREC_WEIGHT = 0.5  # notebook 05 chooses it on validation users
 
@@ -73,13 +73,6 @@ def drop_seen(grid: Grid, seen: Sequence[np.ndarray]) -> Grid:
     num_users = len(grid.items)
     if len(seen) != num_users:
         raise ValueError(f"seen has {len(seen)} users, the hits have {num_users}: pass one array per user")
-    lengths = np.fromiter(map(len, seen), dtype=np.int64, count=num_users)
-    seen_items = np.concatenate([*seen, np.empty(0, dtype=np.int64)]).astype(np.int64)
-    # One number per (user, item) pair turns "has this user seen it" into a lookup in one sorted array.
-    stride = max(grid.items.max(initial=0), seen_items.max(initial=0)) + 1
-    seen_pairs = np.sort(np.repeat(np.arange(num_users), lengths) * stride + seen_items)
-    pairs = np.arange(num_users)[:, None, None] * stride + np.maximum(grid.items, 0)
-    place = np.minimum(np.searchsorted(seen_pairs, pairs), max(len(seen_pairs) - 1, 0))
-    gone = (seen_pairs[place] == pairs) if len(seen_pairs) else np.zeros(pairs.shape, dtype=bool)
+    gone = seen_mask(grid.items.reshape(num_users, -1), seen).reshape(grid.items.shape)
     items = np.where(gone, -1, grid.items)
     return Grid(items, np.where(items >= 0, grid.scores, -np.inf), grid.log_probs, grid.weight)

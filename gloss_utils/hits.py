@@ -56,6 +56,24 @@ def no_hits(num_rows: int, k: int) -> Hits:
     return Hits(np.full((num_rows, k), -1, dtype=np.int64), np.full((num_rows, k), -np.inf, dtype=np.float32))
 
 
+def seen_mask(items: np.ndarray, seen: Sequence[np.ndarray]) -> np.ndarray:
+    """Say which items of each row are among that row's seen ones, all users in one search.
+
+    Args:
+        items: int64 [num_users, width]; -1 pads, and is never seen.
+        seen: one int64 array per user.
+
+    Returns:
+        bool [num_users, width].
+    """
+    width = int(max(items.max(initial=0), max((part.max(initial=0) for part in seen), default=0))) + 2
+    owner = np.repeat(np.arange(len(seen)), [len(part) for part in seen])
+    pairs = np.sort(owner * width + np.concatenate([*seen, np.empty(0, dtype=np.int64)]))
+    asked = np.arange(len(items))[:, None] * width + np.where(items < 0, width - 1, items)
+    place = np.searchsorted(pairs, asked)
+    return (place < len(pairs)) & (pairs[np.minimum(place, len(pairs) - 1)] == asked) if len(pairs) else asked < 0
+
+
 def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
     """Cut rows into slices of at most `BLOCK_CELLS` scores each."""
     step = max(1, BLOCK_CELLS // max(1, num_items))
