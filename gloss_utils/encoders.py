@@ -65,12 +65,15 @@ def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F8
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
+    from .hub import check_reachable  # here, as the two above: BM25 alone should not wait for them
+
     logging.disable_progress_bar()  # "Loading weights" in every notebook
     if "/" not in encoder:
         check(encoder, ENCODERS, "encoder")
     source = str(minilm_directory()) if encoder == "minilm" else ENCODERS.get(encoder, encoder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        check_reachable(source)
         return SentenceTransformer(source, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
     except (OSError, ValueError) as error:
         raise ValueError(

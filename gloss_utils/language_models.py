@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
 from .choices import check
+from .hub import check_reachable
 from .paths import DatasetPaths, resolve
 from .resources import has_fast_bf16
 
@@ -91,6 +92,7 @@ def load(
     """
     logging.disable_progress_bar()  # that of copying weights into place, once per load; the download has its own
     try:
+        check_reachable(source)
         if engine == "unsloth":
             from unsloth import FastLanguageModel
 

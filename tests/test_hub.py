@@ -1,0 +1,29 @@
+"""One question to the hub instead of minutes of retries."""
+
+import time
+
+import httpx
+import pytest
+
+from gloss_utils import hub
+
+
+def test_a_directory_needs_no_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *a, **k: pytest.fail("the hub was asked"))
+    hub.check_reachable(str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("no route"), ValueError("not an id")])
+def test_what_the_hub_does_not_give_is_an_os_error_at_once(monkeypatch, error):
+    """Without a network, loading a Llama failed only after 2 minutes 47 seconds of retries."""
+    asked = []
+
+    def refuse(self, source, timeout):
+        asked.append((source, timeout))
+        raise error
+
+    monkeypatch.setattr(hub.HfApi, "model_info", refuse)
+    started = time.monotonic()
+    with pytest.raises(OSError, match=str(error)):
+        hub.check_reachable("nobody/no-such-model-of-this-course")
+    assert asked == [("nobody/no-such-model-of-this-course", hub.TIMEOUT)] and time.monotonic() - started < 5
