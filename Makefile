@@ -7,6 +7,7 @@ MODEL   ?= tiny-llama
 PROFILE ?= sample
 RAW_DIR ?=
 ARGS    ?=
+SETTINGS = --profile $(PROFILE) -p DATASET $(DATASET) -p MODEL $(MODEL) $(if $(RAW_DIR),-p RAW_DIR $(RAW_DIR))
 
 # Waiting threads that spin make two busy cores ten times slower.
 export OMP_WAIT_POLICY := PASSIVE
@@ -32,7 +33,7 @@ $(VENV)/.installed: requirements.txt requirements-nodeps.txt requirements-gpu.tx
 	@touch $@
 
 course: setup  ## run every notebook, headless: DATASET=, MODEL=, PROFILE=, RAW_DIR=, ARGS=
-	$(PY) -m gloss_utils.course --profile $(PROFILE) -p DATASET $(DATASET) -p MODEL $(MODEL) $(if $(RAW_DIR),-p RAW_DIR $(RAW_DIR)) $(ARGS)
+	$(PY) -m gloss_utils.course $(SETTINGS) $(ARGS)
 
 test: setup  ## all tests, the course on the smoke profile included
 	$(PY) -m pytest $(ARGS)
@@ -59,10 +60,10 @@ check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in a
 	@touch $@
 
 publish: setup  ## run all notebooks on the sample from scratch, write them back with their outputs
-	$(PY) -m gloss_utils.course --profile sample --publish $(ARGS)
+	$(PY) -m gloss_utils.course --profile sample --force --publish $(ARGS)
 
 site: setup  ## the executed notebooks as HTML pages under site/
-	$(PY) -m gloss_utils.course --profile $(PROFILE) -p DATASET $(DATASET) --site site $(ARGS)
+	$(PY) -m gloss_utils.course $(SETTINGS) --site site $(ARGS)
 
 clean:  ## remove what the notebooks made for DATASET (never raw files)
-	cd data/$(DATASET) && rm -rf interactions.parquet catalog.parquet splits models queries rankings metrics cache results.csv cleaning_report.csv course_state.json
+	cd $(if $(findstring /,$(DATASET)),$(DATASET),data/$(DATASET)) && rm -rf interactions.parquet catalog.parquet splits models queries rankings metrics cache results.csv cleaning_report.csv course_state.json

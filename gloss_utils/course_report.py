@@ -37,12 +37,12 @@ def write_html(executed: Path) -> Path:
     return write_atomically(executed.with_suffix(".html"), lambda temporary: temporary.write_text(body))
 
 
-def summary(outcomes: list, out_dir: Path, paths: DatasetPaths, figures_dir: str, peak_kib: int) -> str:
+def summary(outcomes: list, out_dir: Path, paths: DatasetPaths, figures_dir: str, peak_gib: float) -> str:
     """Say what ran, how long, and where everything is, with one table of results."""
     lines = ["", "notebook                        outcome      time"]
     lines += [f"{stem:<30}  {outcome:<10}  {seconds:5.0f} s" for stem, outcome, seconds in outcomes]
     lines += [
-        f"total {sum(seconds for *_, seconds in outcomes):.0f} s; largest process {peak_kib / 2**20:.1f} GiB",
+        f"total {sum(seconds for *_, seconds in outcomes):.0f} s; largest process {peak_gib:.1f} GiB",
         f"executed notebooks: {here(out_dir)}/*.ipynb, each with an .html beside it",
         f"figures:            {here(resolve(figures_dir) / paths.dataset)}/*.png",
         f"results:            {here(paths.results)}",
