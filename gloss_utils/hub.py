@@ -17,9 +17,11 @@ def check_reachable(source: str) -> None:
     Raises:
         OSError: none of these; the message is the hub's.
     """
-    if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str):
+    if Path(source).is_dir():
         return
     try:
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return
         HfApi().model_info(source, timeout=TIMEOUT)
-    except (httpx.HTTPError, ValueError) as error:  # no network, or not an id
+    except (httpx.HTTPError, ValueError) as error:  # no network; not an id, such as a mistyped directory
         raise OSError(str(error)) from error

@@ -27,3 +27,10 @@ def test_what_the_hub_does_not_give_is_an_os_error_at_once(monkeypatch, error):
     with pytest.raises(OSError, match=str(error)):
         hub.check_reachable("nobody/no-such-model-of-this-course")
     assert asked == [("nobody/no-such-model-of-this-course", hub.TIMEOUT)] and time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("source", ["./models/typo/dir", "../typo", "models/my model"])
+def test_a_mistyped_directory_is_an_os_error_and_asks_nobody(source):
+    """The cache look-up refused such a name with a ValueError of its own, before anything was caught."""
+    with pytest.raises(OSError, match="Repo id"):
+        hub.check_reachable(source)
