@@ -158,6 +158,18 @@ def read_run(paths: DatasetPaths, model: str) -> dict:
     return json.loads(paths.require(paths.run_json(model), "adapter").read_text())
 
 
+def engine_of(run: dict) -> str:
+    """Name the engine that trained a model, or the best one here where that one cannot run.
+
+    Args:
+        run: from `read_run`.
+    """
+    try:
+        return language_models.choose_engine(run["engine"][0])[0]
+    except ValueError:  # trained with Unsloth, and this machine has no GPU
+        return language_models.choose_engine("auto")[0]
+
+
 def fingerprint(prepared: Prepared) -> str:
     """Hash the training texts, so that a run says which data it saw."""
     joined = "\x00".join(prepared.splits["train"]["text"][:])
@@ -170,7 +182,7 @@ def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
     Args:
         paths: the dataset's.
         model: the name it was saved under.
-        engine: `auto`, `unsloth` or `transformers`.
+        engine: `unsloth`, `transformers`, or `auto`: the one that trained it, see `engine_of`.
 
     Returns:
         (model, tokenizer): evaluation mode, padding and truncation on the left.
@@ -181,9 +193,9 @@ def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
     adapter = paths.require(paths.adapter(model), "adapter")
     run = read_run(paths, model)
     settings = Settings(**run["settings"])
+    engine = engine_of(run) if engine == "auto" else language_models.choose_engine(engine)[0]
     if settings.method == "full":
-        name, _ = language_models.choose_engine(engine)
-        network, tokenizer = language_models.load(str(adapter), quantize=False, engine=name)
+        network, tokenizer = language_models.load(str(adapter), quantize=False, engine=engine)
     else:
         base, _ = load_base(run["model"], paths, settings, engine)
         network = PeftModel.from_pretrained(base, str(adapter))

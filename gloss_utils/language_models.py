@@ -11,7 +11,7 @@ from transformers.utils import logging
 from .choices import check
 from .hub import check_reachable
 from .paths import DatasetPaths, resolve
-from .resources import has_fast_bf16
+from .resources import free_memory, has_fast_bf16
 
 TINY_LLAMA = "tiny-llama"
 # Unsloth's copies: the same weights as Meta's, already quantized, and without the licence form in front.
@@ -90,6 +90,7 @@ def load(
     Raises:
         FileNotFoundError: it is neither on this disk nor to be had from the hub.
     """
+    free_memory()
     logging.disable_progress_bar()  # that of copying weights into place, once per load; the download has its own
     try:
         check_reachable(source)

@@ -1,6 +1,7 @@
 """Memory and time per step, on a GPU or a CPU."""
 
 import csv
+import gc
 import time
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def memory() -> dict[str, float]:
         numbers["allocated_mib"] = torch.cuda.max_memory_allocated() / MIB
         numbers["reserved_mib"] = torch.cuda.max_memory_reserved() / MIB
     return numbers
+
+
+def free_memory() -> None:
+    """Give back what deleted models held, so that the next one does not have to fit beside them."""
+    gc.collect()  # a trainer and its model refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class TrainingLog(TrainerCallback):

@@ -184,6 +184,45 @@ def test_a_llama_without_a_network_says_what_to_do(toy, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistyped_model_directory_says_what_to_do(toy):
+    with pytest.raises(FileNotFoundError, match=r"model '\./models/typo/dir' is not on this disk") as caught:
+        finetuning.load_base("./models/typo/dir", toy.paths)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "gpu", "expected"),
+    [
+        ("transformers", True, "transformers"),  # asked for in notebook 03, although Unsloth is here
+        ("unsloth", True, "unsloth"),
+        ("unsloth", False, "transformers"),  # trained elsewhere
+    ],
+)
+def test_a_model_is_loaded_with_the_engine_that_trained_it(monkeypatch, recorded, gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(language_models.importlib.util, "find_spec", lambda name: object())
+    assert finetuning.engine_of({"engine": [recorded, "a reason"]}) == expected
+
+
+@pytest.mark.parametrize(("engine", "expected"), [("auto", "transformers"), ("unsloth", "unsloth")])
+def test_auto_follows_the_run_and_a_name_does_not(toy, monkeypatch, engine, expected):
+    """With a GPU and Unsloth here, a run of transformers was loaded with Unsloth."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(language_models.importlib.util, "find_spec", lambda name: object())
+    run = {"model": "tiny-llama", "settings": {"method": "full"}, "engine": ["transformers", "asked for"]}
+    toy.paths.adapter("mine").mkdir(parents=True)
+    toy.paths.run_json("mine").write_text(json.dumps(run))
+    asked = []
+    monkeypatch.setattr(
+        language_models,
+        "load",
+        lambda source, quantize, engine: asked.append(engine) or [types.SimpleNamespace()] * 2,
+    )
+    monkeypatch.setattr(finetuning, "for_generation", lambda model, tokenizer: (model, tokenizer))
+    finetuning.load_finetuned(toy.paths, "mine", engine)
+    assert asked == [expected]
+
+
 def test_padding_token_is_not_eos():
     model = types.SimpleNamespace(config=types.SimpleNamespace(), generation_config=types.SimpleNamespace())
     tokenizer = tiny_llama.train_tokenizer(ITEMS, vocab_size=400)

@@ -1,5 +1,7 @@
 """Memory and time: on paper against the published figures, and in the log of a run that was cut off."""
 
+import weakref
+
 import pandas as pd
 import pytest
 import torch
@@ -65,3 +67,13 @@ def test_log_of_a_killed_run_is_read_without_its_torn_line(tmp_path):
     log = resources.read_log(path)
     assert log["step"].tolist() == [1, 2]
     assert log["loss"].tolist() == [2.5, 2.25]
+
+
+def test_free_memory_collects_models_that_refer_to_themselves():
+    model = torch.nn.Linear(2, 2)
+    model.hooks = [model]  # a cycle, as between a trainer and its model
+    gone = weakref.ref(model)
+    del model
+    assert gone() is not None
+    resources.free_memory()
+    assert gone() is None
