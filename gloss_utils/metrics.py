@@ -140,6 +140,7 @@ def record(
     ranked: np.ndarray,
     scores: np.ndarray | None,
     task: "Task",  # noqa: F821
+    ks: tuple[int, ...] = (5, 10),
 ) -> pd.DataFrame:
     """Write a system's ranking and per-user metrics, and put its summary into results.csv.
 
@@ -150,11 +151,12 @@ def record(
         ranked: int64 [num_users, k]; -1 pads.
         scores: float [num_users, k]; None where the system has none (1 / rank is kept).
         task: whose users and targets these are.
+        ks: cut-offs; leave out those that the lists are too short for.
 
     Returns:
         The per-user metrics.
     """
-    per_user = evaluate(ranked, task.targets, reviewer_ids=task.reviewer_ids)
+    per_user = evaluate(ranked, task.targets, ks, reviewer_ids=task.reviewer_ids)
     ranking = _ranking_table(prepared, np.asarray(ranked), scores, task)
     paths = prepared.paths
     write_atomically(paths.ranking(split, system.name), lambda path: ranking.to_parquet(path, index=False))
@@ -176,12 +178,12 @@ def _ranking_table(prepared, ranked: np.ndarray, scores: np.ndarray | None, task
 
 
 def _upsert(path: Path, rows: pd.DataFrame) -> None:
-    """Replace the rows of results.csv with the same keys, keep the others."""
-    rows = rows[RESULT_KEYS + ["value", "low", "high", "num_users"]]
+    """Replace a system's rows of results.csv, whatever metrics it had, and keep the others."""
+    rows, system = rows[RESULT_KEYS + ["value", "low", "high", "num_users"]], RESULT_KEYS[:-1]
     if path.exists():
         old = pd.read_csv(path)
-        known = pd.MultiIndex.from_frame(rows[RESULT_KEYS].astype(str))
-        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[RESULT_KEYS].astype(str)).isin(known)], rows])
+        known = pd.MultiIndex.from_frame(rows[system].astype(str))
+        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[system].astype(str)).isin(known)], rows])
     write_atomically(path, lambda target: rows.to_csv(target, index=False))
 
 

@@ -145,6 +145,18 @@ def test_record_writes_and_replaces(toy):
     pd.testing.assert_frame_equal(again, per_user)
 
 
+def test_record_leaves_out_cut_offs_that_the_lists_are_too_short_for(toy):
+    """A column @10 of five-item lists reads like Recall@10; rows of an earlier run with it must go too."""
+    from gloss_utils.splits import load_task
+
+    task, system = load_task(toy, "test"), System("short")
+    ranked = np.array([[0, 1], [1, -1], [2, 3], [4, 5]])
+    record(toy, "test", system, ranked, None, task)
+    per_user = record(toy, "test", system, ranked, None, task, ks=(5,))
+    assert list(per_user.columns) == ["reviewer_id", "recall@5", "ndcg@5", "mrr"]
+    assert metrics.load_results(toy)["metric"].tolist() == ["recall@5", "ndcg@5", "mrr"]
+
+
 def test_missing_results_name_the_notebook(toy):
     with pytest.raises(FileNotFoundError, match="run notebook 02"):
         metrics.load_results(toy)
