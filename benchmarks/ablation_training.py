@@ -8,6 +8,7 @@ trainable weights, seconds. Chapter 03 draws it.
 
 import argparse
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,17 +59,23 @@ def row(group: str, variant: str, per_user: pd.DataFrame, **more) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default="data", help="where the sample store lives")
+    parser.add_argument("--data-dir", help="keep sample store and models here; default: a temporary directory")
     parser.add_argument("--users", type=int, default=300, help="test users to generate for")
     parser.add_argument("--out", default="benchmarks/results/ablation.csv")
     options = parser.parse_args()
+    # Never the course's own directory: a new base would lie under the adapter that chapter 03 saved.
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(options.data_dir or scratch, options.users, Path(options.out))
 
-    prepared = raw_data.prepare("sample", data_dir=options.data_dir, progress=False)
-    task = splits.sample_users(splits.load_task(prepared), options.users)
+
+def measure(data_dir: str, num_users: int, out: Path) -> None:
+    """Run what `out`'s partial results do not hold yet, a row at a time."""
+    prepared = raw_data.prepare("sample", data_dir=data_dir, progress=False)
+    task = splits.sample_users(splits.load_task(prepared), num_users)
     index = BM25Index(prepared.catalog["text"])
     tiny_llama.grow(prepared.catalog["text"], prepared.paths.base_model("tiny-llama"))
 
-    partial = Path(options.out).with_suffix(".partial.csv")  # a run that was cut off goes on from here
+    partial = out.with_suffix(".partial.csv")  # a run that was cut off goes on from here
     rows = pd.read_csv(partial).to_dict("records") if partial.exists() else []
     if not rows:
         lis = baselines.lis(task, index, k=5, drop="seen")
@@ -88,7 +95,7 @@ def main() -> None:
         if variant == "QLoRA":
             rows += [{**rows[-1], "group": other, "variant": name} for other, name in SAME_AS_QLORA]
         pd.DataFrame(rows).to_csv(partial, index=False)
-    partial.rename(options.out)
+    partial.rename(out)
 
 
 if __name__ == "__main__":
