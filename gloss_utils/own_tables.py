@@ -45,8 +45,10 @@ def _read(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
     if not found:
         raise FileNotFoundError(f"no {name}.csv or {name}.parquet in {show(raw_dir)}: put one there")
     path = found[0]
-    # Ids are text: '007' must not become 7.
-    table = pd.read_csv(path, dtype=str) if path.suffix == ".csv" else pd.read_parquet(path)
+    if path.suffix == ".csv":  # ids are text: '007' must not become 7, nor 'NA' a missing value
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    else:
+        table = pd.read_parquet(path)
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(

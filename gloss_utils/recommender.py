@@ -49,6 +49,8 @@ class Recommender:
     def __post_init__(self):
         check(self.policy, POLICIES, "policy")
         self._rows = {asin: [row] for row, asin in enumerate(self.catalog["asin"])}
+        # With other ids, ten capital letters are more likely a title than an unknown asin.
+        self._amazon_ids = all(map(ASIN.fullmatch, self._rows))
         self._titles: dict[str, list[int]] = {}
         for row, title in enumerate(self.catalog["title"]):
             self._titles.setdefault(_key(title), []).append(row)
@@ -108,12 +110,13 @@ class Recommender:
     def recommend(self, history: Sequence[str] | str, k: int = 5) -> pd.DataFrame:
         """Recommend what may come next.
 
-        What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: an unknown asin is left
-        out, items too old for the model's context are left out, and without any history the list is the
+        What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: an entry that is neither an
+        asin nor a title of the catalog is used as text (left out where the catalog's asins are Amazon's and it
+        looks like one), items too old for the model's context are left out, and without any history the list is the
         store's most popular items. Items of the history are never recommended.
 
         Args:
-            history: asins or titles, earliest first. A title that no item has is used as text.
+            history: asins or titles, earliest first.
             k: rows wanted; fewer come back where the texts find fewer items, which is noted too.
 
         Returns:
@@ -148,9 +151,10 @@ class Recommender:
             if rows:
                 texts.append(self.catalog["text"].iloc[rows[0]])
                 seen += rows  # several items may share a title
-            elif ASIN.fullmatch(entry):
+            elif self._amazon_ids and ASIN.fullmatch(entry):
                 notes.append(f"no item '{entry}' in the catalog: left out of the history")
             elif entry:
+                notes.append(f"no item '{entry}' in the catalog: used as text")
                 texts.append(prompts.item_text(entry.removeprefix(prompts.ITEM_PREFIX)))
         return texts, np.array(seen, dtype=np.int64)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .choices import check
 from .metrics import REAL_DATA_SOURCE, summarize
 from .paths import write_atomically
 from .splits import Prepared
@@ -16,6 +17,7 @@ SEGMENTS = ("cold-start", "regular", "power")
 # Sports: the printed shares of power users there are those of "more than 14".
 THRESHOLDS = {"beauty": (5, 14), "toys": (5, 13), "sports": (5, 13)}
 DEFAULT_THRESHOLDS = (5, 14)
+RULES = ("paper", "quantile")
 NORMAL_95 = 1.96  # standard errors
 MEASURED_COLUMNS = ["dataset", "system", "segment", "metric", "value", "low", "high", "num_users", "best"]
 
@@ -41,6 +43,21 @@ def quantile_thresholds(lengths: np.ndarray, cold_start: float = 0.3, power: flo
     """
     low, high = np.quantile(lengths, [cold_start, 1 - power], method="inverted_cdf").astype(int).tolist()
     return _checked((low, high))
+
+
+def thresholds_by(rule: str, dataset: str, lengths: np.ndarray) -> tuple[int, int]:
+    """The thresholds by one of the two rules.
+
+    Args:
+        rule: `paper` (see `thresholds_for`) or `quantile` (see `quantile_thresholds`).
+        dataset: its name.
+        lengths: int [num_users]; only `quantile` looks at them.
+
+    Raises:
+        ValueError: an unknown rule, or lengths too much alike for quantiles.
+    """
+    check(rule, RULES, "rule for THRESHOLDS")
+    return thresholds_for(dataset) if rule == "paper" else quantile_thresholds(lengths)
 
 
 def history_lengths(prepared: Prepared, reviewer_ids: Sequence[str]) -> np.ndarray:

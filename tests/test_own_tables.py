@@ -47,6 +47,17 @@ def test_a_shop_of_ones_own_is_prepared_like_any_other(tmp_path, suffix):
     assert made.report["step"][0] == "rows read"
 
 
+def test_ids_and_titles_that_pandas_takes_for_missing_stay(tmp_path):
+    """'NA' is a country, 'None' a brand and 'null' a nickname: none of them is a missing value."""
+    interactions, items = shop()
+    names = {"user": {"0": "null"}, "item": {"001": "NA", "002": "None"}}
+    interactions, items = interactions.replace(names), items.replace(names)
+    items.loc[2, "title"] = "N/A"
+    made = raw_data.prepare(str(write_shop(tmp_path / "s", interactions=interactions, items=items)))
+    assert "null" in set(made.interactions["reviewer_id"])
+    assert {"NA", "None"} <= set(made.catalog["asin"]) and "N/A" in set(made.catalog["title"])
+
+
 def test_columns_may_have_other_names_and_others_beside_them(tmp_path):
     interactions, items = shop()
     interactions = interactions.rename(columns={"user": "customer", "timestamp": "when"}).assign(price=3)

@@ -11,9 +11,9 @@ from gloss_utils.retrieval import BM25Index
 TITLES = ["rose soap", "rose cream", "mint soap", "mint cream", "lemon oil", "rose soap"]
 
 
-def make(texts, max_items=10, policy="round_robin"):
+def make(texts, max_items=10, policy="round_robin", prefix="B00000000"):
     """A recommender over six items, whose model always writes `texts` and reads `max_items` items."""
-    asins = [f"B00000000{row}" for row in range(len(TITLES))]
+    asins = [f"{prefix}{row}" for row in range(len(TITLES))]
     catalog = pd.DataFrame({"asin": asins, "title": TITLES, "text": [prompts.item_text(t) for t in TITLES]})
     read = []
 
@@ -63,6 +63,16 @@ def test_unknown_asin_is_left_out_and_said(capsys):
     table = recommender.recommend(["B0NOTTHERE", "mint soap"], k=1)
     assert "no item 'B0NOTTHERE' in the catalog" in capsys.readouterr().out
     assert table.attrs["notes"] and "NOTTHERE" not in recommender.read[0]
+
+
+@pytest.mark.parametrize("entry", ["sku-17", "CHAMOMILES"])
+def test_what_the_catalog_does_not_have_is_used_as_text_and_said(entry, capsys):
+    """With ids of one's own, ten capital letters are a title and no unknown asin."""
+    recommender = make(["Title: lemon oil"], prefix="sku-")
+    table = recommender.recommend([entry, "sku-2"], k=1)
+    assert table.attrs["notes"] == [f"no item '{entry}' in the catalog: used as text"]
+    assert "used as text" in capsys.readouterr().out
+    assert prompts.split_prompt(recommender.read[0])[1] == [f"Title: {entry}", "Title: mint soap"]
 
 
 @pytest.mark.parametrize("history", [[], [" "], ["B0NOTTHERE"]])

@@ -30,6 +30,15 @@ def test_thresholds_that_make_no_three_segments_are_refused():
         segments.quantile_thresholds(np.full(100, 5))
 
 
+def test_thresholds_by_rule():
+    """A regression: users of one length have no quantiles, and do not need them under the paper's rule."""
+    alike = np.full(12, 5)
+    assert segments.thresholds_by("paper", "sports", alike) == (5, 13)
+    assert segments.thresholds_by("quantile", "sports", np.arange(1, 11)) == (3, 9)
+    with pytest.raises(ValueError, match="unknown rule for THRESHOLDS 'quantiles': did you mean 'quantile'"):
+        segments.thresholds_by("quantiles", "sports", alike)
+
+
 def test_length_counts_the_test_item():
     """A regression: counted without it, 32 % cold-start users would become 50 %."""
     interactions = pd.DataFrame({"reviewer_id": ["b", "a", "a", "a", "b", "b", "b"], "asin": list("1234567")})
