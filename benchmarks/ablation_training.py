@@ -3,7 +3,7 @@
     python benchmarks/ablation_training.py            # about 20 minutes on two cores
 
 Writes benchmarks/results/ablation.csv: group, variant, Recall@5 with its interval, best validation loss,
-trainable weights, seconds. Chapter 03 draws it.
+trainable weights. Chapter 03 draws it.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils import baselines, finetuning, generation, metrics, ranking, raw_data, splits, tiny_llama
+from gloss_utils.paths import write_atomically
 from gloss_utils.retrieval import BM25Index
 from gloss_utils.training_texts import Settings
 
@@ -40,6 +41,9 @@ VARIANTS = {
     ("loss on", "answer"): replace(SAMPLE, loss_on="answer"),
 }
 SAME_AS_QLORA = [("rank", "16"), ("users", "100 %"), ("loss on", "whole text")]
+# How the panels are drawn: from little to much.
+ORDER = ["seen dropped", "base alone", "QLoRA", "LoRA, full precision", "all weights", "4", "16", "64"]
+ORDER += ["25 %", "50 %", "100 %", "answer", "whole text"]
 
 
 def recall(model, tokenizer, task, index) -> pd.DataFrame:
@@ -89,13 +93,15 @@ def measure(data_dir: str, num_users: int, out: Path) -> None:
         finetuning.finetune(prepared, "tiny-llama", settings, name="ablation")
         run = json.loads(prepared.paths.run_json("ablation").read_text())
         per_user = recall(*finetuning.load_finetuned(prepared.paths, "ablation"), task, index)
-        numbers = {name: run[name] for name in ("best_validation_loss", "trainable_weights", "seconds")}
+        numbers = {name: run[name] for name in ("best_validation_loss", "trainable_weights")}
         rows.append(row(group, variant, per_user, **numbers))
         print(rows[-1], flush=True)
         if variant == "QLoRA":
             rows += [{**rows[-1], "group": other, "variant": name} for other, name in SAME_AS_QLORA]
         pd.DataFrame(rows).to_csv(partial, index=False)
-    partial.rename(out)
+    rows.sort(key=lambda line: ORDER.index(str(line["variant"])))
+    write_atomically(out, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+    partial.unlink()
 
 
 if __name__ == "__main__":

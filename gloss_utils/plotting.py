@@ -97,8 +97,8 @@ def pipeline(
 
 
 def _box(axis: plt.Axes, left: float, middle: float, line: str, color: tuple) -> None:
-    """Write a title in a rounded box, on two lines at most."""
-    words = textwrap.fill(textwrap.shorten(line, 52, placeholder=" …"), 28)
+    """Write a title in a rounded box, on three lines at most."""
+    words = textwrap.fill(textwrap.shorten(line, 78, placeholder=" …"), 30)
     box = {"boxstyle": "round,pad=0.35", "fc": (*color, 0.15), "ec": color}
     axis.text(left + 12, middle, words, ha="center", va="center", fontsize=7.5, bbox=box)
 
