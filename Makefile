@@ -60,6 +60,7 @@ check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in a
 	@touch $@
 
 publish: setup  ## run all notebooks on the sample from scratch, write them back with their outputs
+	$(MAKE) clean DATASET=sample
 	$(PY) -m gloss_utils.course --profile sample --force --publish $(ARGS)
 
 site: setup  ## the executed notebooks as HTML pages under site/

@@ -97,7 +97,7 @@ def encode(
     encoder: str = "minilm",
     cache_dir: str | Path | None = None,
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: int = 64,
 ) -> np.ndarray:
     """Turn texts into unit vectors, each distinct text once.
 
@@ -130,9 +130,17 @@ def _save(path: Path, vectors: np.ndarray) -> None:
 
 
 def _encode_distinct(texts: list[str], encoder: str, dtype: str, batch_size: int) -> np.ndarray:
+    """Encode texts in batches of like token counts, so that a batch holds next to no padding."""
     import torch
 
     model = load_encoder(encoder, dtype)
-    # sentence-transformers sorts by length itself, so that a batch holds little padding
-    vectors = model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
-    return torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy()
+    lengths = [len(ids) for ids in model.tokenizer(texts)["input_ids"]] if texts else []
+    order = np.argsort(lengths, kind="stable")
+    vectors = np.zeros((len(texts), model.get_embedding_dimension()), dtype=np.float32)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = model.encode(
+            [texts[row] for row in rows], batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True
+        )
+        vectors[rows] = torch.nn.functional.normalize(batch.float(), dim=1).cpu().numpy()
+    return vectors
