@@ -11,12 +11,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers.trainer_utils import get_last_checkpoint
 
 from . import language_models, resources
 from .paths import DatasetPaths, write_atomically
 from .splits import Prepared
-from .training_loop import Trainer, follow_plan, make_trainer
+from .training_loop import Trainer, follow_plan, last_checkpoint, make_trainer
 from .training_texts import PROJECTIONS, Settings
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -104,7 +103,7 @@ def finetune(
         shutil.rmtree(checkpoints, ignore_errors=True)
     base, tokenizer = load_base(model, paths, settings, engine)
     trainer = make_trainer(add_adapter(base, settings, engine), tokenizer, prepared, settings, checkpoints, log)
-    checkpoint = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    checkpoint = last_checkpoint(checkpoints)
     if checkpoint:
         follow_plan(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)

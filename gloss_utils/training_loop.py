@@ -1,12 +1,14 @@
 """TRL's trainer for this course: its arguments, a seeded order, a plan that fits the time, a log as it goes."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from . import language_models, resources
@@ -147,6 +149,23 @@ def plan(trainer: Trainer, settings: Settings) -> None:
         args.max_steps = max(1, min(args.max_steps, planned))
     evaluations = settings.evaluations or -(-args.max_steps // steps_per_epoch)
     args.eval_steps = args.save_steps = max(1, args.max_steps // evaluations)
+
+
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """Find the newest checkpoint that was written to its end, and remove what a kill left half-written.
+
+    The trainer's state is the last file that transformers writes into a checkpoint.
+
+    Args:
+        checkpoints: the folder of all of a run's checkpoints; it need not exist.
+    """
+    while checkpoints.is_dir() and (newest := get_last_checkpoint(checkpoints)):
+        try:
+            json.loads((Path(newest) / "trainer_state.json").read_text())
+            return newest
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(newest)
+    return None
 
 
 def follow_plan(trainer: Trainer, checkpoint: str) -> None:

@@ -337,6 +337,18 @@ def test_a_resumed_run_keeps_the_plan_of_the_first(shop, tmp_path):
     assert vars(trainer.args) == {"max_steps": 77, "eval_steps": 11, "save_steps": 11}
 
 
+def test_a_half_written_checkpoint_is_left_aside(tmp_path):
+    """A run killed while it saved could not be resumed: its newest checkpoint had no trainer state."""
+    assert training_loop.last_checkpoint(tmp_path / "none yet") is None
+    for step, state in ((4, '{"max_steps": 8}'), (6, '{"max_st'), (8, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert training_loop.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
 KILLED_RUN = """
 import pickle, sys
 import torch
@@ -348,12 +360,19 @@ finetuning.finetune(prepared, "tiny-llama", Settings(**eval(sys.argv[2])))
 """
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path):
-    """SIGKILL between two checkpoints; the resumed log equals that of a run that was left alone."""
-    settings = Settings(**{**vars(QUICK), "epochs": 40, "order": "by_length", "patience": 100})
+@pytest.fixture
+def one_thread():
+    """Sums in one order, so that two processes agree; given back even if the test fails."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path, one_thread):
+    """SIGKILL between two checkpoints; the resumed log equals that of a run that was left alone."""
+    settings = Settings(**{**vars(QUICK), "epochs": 40, "order": "by_length", "patience": 100})
     whole = finetuning.finetune(shop, "tiny-llama", settings)
     (tmp_path / "prepared.pickle").write_bytes(pickle.dumps(shop))
     arguments = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "prepared.pickle"), repr(vars(settings))]
@@ -369,6 +388,5 @@ def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path):
     assert 5 < cut_off["step"].max() < whole["step"].max(), "the run ended before it could be killed"
 
     resumed = finetuning.finetune(shop, "tiny-llama", settings, resume=True)
-    torch.set_num_threads(threads)
     columns = ["step", "split", "loss", "learning_rate"]
     pd.testing.assert_frame_equal(resumed[columns], whole[columns], rtol=1e-4)
