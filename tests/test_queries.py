@@ -68,7 +68,10 @@ sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from gloss_utils import queries
 import test_queries
+from transformers import LlamaForCausalLM
 
+network = LlamaForCausalLM.from_pretrained({model!r}).eval()
+test_queries.tiny_model = lambda: network
 append, done = queries.PartialFile.append, []
 
 def append_then_die(self, records, seconds):
@@ -89,7 +92,8 @@ test_queries.write(Path({directory!r}), "temp0.5", batch_size=1)
 def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     """Killed by the system in the middle of a line: what was whole is kept, the rest is done once."""
     tests = Path(__file__).parent
-    script = KILLED_RUN.format(tests=str(tests), directory=str(tmp_path))
+    tiny_model().save_pretrained(tmp_path / "model")  # trained twice, it could differ in its last bits
+    script = KILLED_RUN.format(tests=str(tests), directory=str(tmp_path), model=str(tmp_path / "model"))
     environment = {**os.environ, "PYTHONPATH": str(tests.parent)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
