@@ -143,11 +143,15 @@ def plan(trainer: Trainer, settings: Settings) -> None:
     texts_per_step = settings.batch_size * settings.gradient_accumulation
     steps_per_epoch = -(-len(trainer.train_dataset) // texts_per_step)
     args.max_steps = settings.epochs * steps_per_epoch
+    affordable = float("inf")
     if settings.minutes:
-        seconds = time_of_a_step(trainer) * settings.gradient_accumulation
-        planned = int(TRAINING_SHARE * 60 * settings.minutes / seconds)
+        per_batch = time_of_a_step(trainer)
+        planned = int(TRAINING_SHARE * 60 * settings.minutes / (per_batch * settings.gradient_accumulation))
         args.max_steps = max(1, min(args.max_steps, planned))
-    evaluations = settings.evaluations or -(-args.max_steps // steps_per_epoch)
+        # An evaluation is forward passes only, a third of the work; all of them must fit into what is left.
+        evaluation = per_batch / 3 * -(-len(trainer.eval_dataset) // settings.batch_size)
+        affordable = max(1, int((1 - TRAINING_SHARE) * 60 * settings.minutes / evaluation))
+    evaluations = min(settings.evaluations or -(-args.max_steps // steps_per_epoch), affordable)
     args.eval_steps = args.save_steps = max(1, args.max_steps // evaluations)
 
 
