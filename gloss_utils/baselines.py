@@ -125,6 +125,17 @@ def keep_unseen(items: np.ndarray, seen: Sequence[np.ndarray] | None, k: int) ->
     return take_places(items, first_places(masked, k))
 
 
+def purchases(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
+    """Who bought what in the training part: float32 [num_users, num_items] of ones."""
+    lengths = [len(items) for items in histories]
+    pointers = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.concatenate(histories)
+    matrix = sp.csr_matrix((np.ones(len(items), np.float32), items, pointers), (len(histories), num_items))
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix
+
+
 def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
     """Cosine between items as columns of the user-by-item matrix, float32 [num_items, num_items].
 
@@ -132,12 +143,7 @@ def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matr
         histories: item numbers per user, of the training part only; an item counts once per user.
         num_items: of the catalog.
     """
-    user = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
-    bought = sp.csr_matrix(
-        (np.ones(len(user), dtype=np.float32), (user, np.concatenate(histories))),
-        shape=(len(histories), num_items),
-    )
-    bought.data[:] = 1  # a repeated purchase was summed
+    bought = purchases(histories, num_items)
     norm = sp.diags(1.0 / np.sqrt(np.maximum(np.asarray(bought.sum(axis=0)).ravel(), 1)), dtype=np.float32)
     together = (norm @ (bought.T @ bought) @ norm).tolil()
     together.setdiag(0)

@@ -182,9 +182,14 @@ def _upsert(path: Path, rows: pd.DataFrame) -> None:
     rows, system = rows[RESULT_KEYS + ["value", "low", "high", "num_users"]], RESULT_KEYS[:-1]
     if path.exists():
         old = pd.read_csv(path)
-        known = pd.MultiIndex.from_frame(rows[system].astype(str))
-        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[system].astype(str)).isin(known)], rows])
+        rows = pd.concat([_without(old, rows, system), rows])
     write_atomically(path, lambda target: rows.to_csv(target, index=False))
+
+
+def _without(old: pd.DataFrame, new: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The rows of `old` whose keys are not among those of `new`."""
+    replaced = pd.MultiIndex.from_frame(new[keys].astype(str))
+    return old[~pd.MultiIndex.from_frame(old[keys].astype(str)).isin(replaced)]
 
 
 def load_metrics(prepared: "Prepared", split: str, system: System) -> pd.DataFrame:  # noqa: F821
@@ -211,6 +216,5 @@ def append_measured(
     rows = rows.assign(command=command, source=source, date=date.today().isoformat(), note=note)
     rows = rows[RESULT_KEYS + ["value", "low", "high", "num_users", "command", "source", "date", "note"]]
     old = pd.read_csv(path, keep_default_na=False) if path.exists() else rows.iloc[:0]
-    new = pd.MultiIndex.from_frame(rows[RESULT_KEYS].astype(str))
-    old = old[~pd.MultiIndex.from_frame(old[RESULT_KEYS].astype(str)).isin(new)]
+    old = _without(old, rows, RESULT_KEYS)
     write_atomically(path, lambda target: pd.concat([old, rows]).to_csv(target, index=False))

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
-from .baselines import STAR_DECAY, STAR_HISTORY, cooccurrence, item_counts, recency_weights
+from .baselines import STAR_DECAY, STAR_HISTORY, cooccurrence, item_counts, purchases, recency_weights
 from .choices import check
 from .splits import Task
 
@@ -112,17 +112,6 @@ class GeneratedTexts:
                 close = np.maximum(beams @ self.vectors.T, 0) ** self.power
                 scores[row] = (close * self.fade ** np.arange(len(beams))[:, None]).max(axis=0)
         return scores
-
-
-def purchases(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
-    """Who bought what in the training part: float32 [num_users, num_items] of ones."""
-    lengths = [len(items) for items in histories]
-    pointers = np.concatenate([[0], np.cumsum(lengths)])
-    items = np.concatenate(histories)
-    matrix = sp.csr_matrix((np.ones(len(items), np.float32), items, pointers), (len(histories), num_items))
-    matrix.sum_duplicates()
-    matrix.data[:] = 1
-    return matrix
 
 
 def transitions(
