@@ -1,6 +1,6 @@
 """How much each stage of fine-tuning matters, on the sample store: one parametrized run per variant.
 
-    python benchmarks/ablation_training.py            # about 20 minutes on two cores
+    python benchmarks/ablation_training.py            # about 25 minutes on two cores
 
 Writes benchmarks/results/ablation.csv: group, variant, Recall@5 with its interval, best validation loss,
 trainable weights. Chapter 03 draws it.
@@ -18,7 +18,7 @@ import pandas as pd
 from gloss_utils import baselines, finetuning, generation, metrics, ranking, raw_data, splits, tiny_llama
 from gloss_utils.paths import write_atomically
 from gloss_utils.retrieval import BM25Index
-from gloss_utils.training_texts import Settings
+from gloss_utils.training_texts import Settings, truncate_prompt
 
 SAMPLE = Settings(
     learning_rate=5e-3,
@@ -29,6 +29,8 @@ SAMPLE = Settings(
     gradient_accumulation=1,
     order="by_length",
 )
+NEW_TOKENS = 30  # room for any answer of the sample store
+SHORT = 80  # tokens of prompt and answer: six of seven histories of the sample store do not fit
 # (group, variant): settings. A full-precision model with all weights free wants a smaller learning rate.
 VARIANTS = {
     ("stage", "QLoRA"): SAMPLE,
@@ -39,17 +41,27 @@ VARIANTS = {
     ("users", "25 %"): replace(SAMPLE, user_share=0.25),
     ("users", "50 %"): replace(SAMPLE, user_share=0.5),
     ("loss on", "answer"): replace(SAMPLE, loss_on="answer"),
+    ("cut at 80 tokens", "left"): replace(SAMPLE, max_seq_length=SHORT, truncation="left"),
+    ("cut at 80 tokens", "oldest"): replace(SAMPLE, max_seq_length=SHORT, truncation="oldest"),
 }
 SAME_AS_QLORA = [("rank", "16"), ("users", "100 %"), ("loss on", "whole text")]
 # How the panels are drawn: from little to much.
 ORDER = ["seen dropped", "base alone", "QLoRA", "LoRA, full precision", "all weights", "4", "16", "64"]
-ORDER += ["25 %", "50 %", "100 %", "answer", "whole text"]
+ORDER += ["25 %", "50 %", "100 %", "answer", "whole text", "left", "oldest"]
 
 
-def recall(model, tokenizer, task, index) -> pd.DataFrame:
-    """Beams of every user, looked up with BM25, ranked by `unseen`; metrics per user."""
-    strategy = generation.Strategy("beam5", max_new_tokens=30)
-    texts = generation.generate(model, tokenizer, task.prompts, strategy, batch_size=64)
+def recall(model, tokenizer, task, index, settings: Settings) -> pd.DataFrame:
+    """Beams of every user, looked up with BM25, ranked by `unseen`; metrics per user.
+
+    The prompts are cut as the training texts were: at the same length, and in the same way.
+    """
+    strategy = generation.Strategy("beam5", max_new_tokens=NEW_TOKENS)
+    room = settings.max_seq_length - NEW_TOKENS
+    cut = [truncate_prompt(prompt, tokenizer, room, settings.truncation) for prompt in task.prompts]
+    prompts = tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = generation.generate(
+        model, tokenizer, prompts, strategy, batch_size=64, max_seq_length=settings.max_seq_length
+    )
     hits = index.search([text for user in texts for text in user.texts], k=20)
     ranked = ranking.rank_items(hits, queries_per_user=5, policy="unseen", k=5, seen=task.seen_items)
     return metrics.evaluate(ranked, task.targets, ks=(5,), reviewer_ids=task.reviewer_ids)
@@ -85,14 +97,14 @@ def measure(data_dir: str, num_users: int, out: Path) -> None:
         lis = baselines.lis(task, index, k=5, drop="seen")
         rows = [row("LIS", "seen dropped", metrics.evaluate(lis, task.targets, ks=(5,)))]
         base = finetuning.for_generation(*finetuning.load_base("tiny-llama", prepared.paths))
-        rows.append(row("stage", "base alone", recall(*base, task, index), trainable_weights=0))
+        rows.append(row("stage", "base alone", recall(*base, task, index, SAMPLE), trainable_weights=0))
     done = {(line["group"], line["variant"]) for line in rows}
     for (group, variant), settings in VARIANTS.items():
         if (group, variant) in done:
             continue
         finetuning.finetune(prepared, "tiny-llama", settings, name="ablation")
         run = json.loads(prepared.paths.run_json("ablation").read_text())
-        per_user = recall(*finetuning.load_finetuned(prepared.paths, "ablation"), task, index)
+        per_user = recall(*finetuning.load_finetuned(prepared.paths, "ablation"), task, index, settings)
         numbers = {name: run[name] for name in ("best_validation_loss", "trainable_weights")}
         rows.append(row(group, variant, per_user, **numbers))
         print(rows[-1], flush=True)

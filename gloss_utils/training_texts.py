@@ -112,7 +112,10 @@ def truncate_prompt(prompt: str, tokenizer, max_tokens: int, truncation: str = "
         counts = [len(tokenizer("\n" + item, add_special_tokens=False)["input_ids"]) for item in items]
         room = max_tokens - (len(ids) - sum(counts))
         ids = tokenizer(prompts.build_prompt(prompts.keep_recent_items(items, counts, room)))["input_ids"]
-    return ids[-max_tokens:]
+    cut = ids[-max_tokens:]
+    if len(cut) < len(ids) and ids[0] == tokenizer.bos_token_id:
+        cut[0] = ids[0]  # generation's tokenizer keeps BOS when it truncates, so training does too
+    return cut
 
 
 def tokenize(texts: Sequence[str], tokenizer, settings: Settings) -> Dataset:

@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
 from gloss_utils import finetuning, language_models, prompts, resources, tiny_llama, training_loop, training_texts
+from gloss_utils.generation import encode_prompts
 from gloss_utils.training_texts import Settings
 
 ITEMS = ["Title: Rose Soap", "Title: Rose Toner", "Title: Mint Cream", "Title: Wooden Comb"]
@@ -61,7 +62,18 @@ def test_left_truncation_cuts_the_instruction_first(tokenizer):
     whole = training_texts.tokenize_text(TEXT, tokenizer, Settings())["input_ids"]
     limit = len(whole) - 6
     cut = training_texts.tokenize_text(TEXT, tokenizer, Settings(max_seq_length=limit))["input_ids"]
-    assert cut == whole[-limit:]
+    assert cut == [tokenizer.bos_token_id] + whole[1 - limit :]
+
+
+def test_a_cut_prompt_is_the_same_in_training_and_in_generation(tokenizer):
+    """Training cut BOS off with the instruction, generation kept it: a start that the model had never seen."""
+    prompt, _, _ = TEXT.rpartition(ITEMS[-1])
+    whole = encode_prompts(tokenizer, [prompt], 1000, 10)[0]
+    for room in range(2, len(whole) + 2):
+        assert (
+            training_texts.truncate_prompt(prompt, tokenizer, room)
+            == (encode_prompts(tokenizer, [prompt], room + 10, 10)[0])
+        )
 
 
 def test_dropping_the_oldest_items_keeps_the_instruction(tokenizer):
