@@ -9,7 +9,10 @@ import nbformat
 import pandas as pd
 import pytest
 
+from gloss_utils import Recommender
 from gloss_utils.paths import dataset_paths
+from gloss_utils.queries import load_queries
+from gloss_utils.splits import load_prepared, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -77,6 +80,26 @@ def test_baselines_stand_in_the_expected_order(results):
     recall = results[results["metric"] == "recall@5"].groupby("model")["value"].max()
     assert recall["lis"] > recall["random"]
     assert recall["lis"] > 0.02
+
+
+@pytest.mark.parametrize("retriever, ranking", [("bm25", "bm25"), ("dense", "dense-minilm")])
+def test_the_recommender_gives_what_the_notebooks_ranked(course_run, retriever, ranking):
+    """One user at a time, from the adapter on disk: the texts of notebook 04 and the list of notebook 05."""
+    prepared = load_prepared("sample", course_run[0] / "data")
+    ranked = pd.read_parquet(
+        prepared.paths.root / "rankings" / "test" / f"tiny-llama__beam5__{ranking}__round_robin.parquet"
+    )
+    written = {
+        r["reviewer_id"]: r["generated_sequences"]
+        for r in load_queries(prepared.paths.queries("tiny-llama", "beam5", "test"), prepared)
+    }
+    task = load_task(prepared).subset(list(written)[:5])
+    recommender = Recommender.load("sample", retriever=retriever, data_dir=course_run[0] / "data")
+    for reviewer_id, seen in zip(task.reviewer_ids, task.seen_items):
+        table = recommender.recommend(prepared.catalog["asin"].iloc[seen].tolist(), k=5)
+        expected = ranked[ranked["reviewer_id"] == reviewer_id].sort_values("rank")["asin"][:5]
+        assert table["asin"].tolist() == expected.tolist()
+        assert set(table["text"]) <= set(written[reviewer_id])
 
 
 def test_a_second_run_skips_everything(course_run):
