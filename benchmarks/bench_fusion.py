@@ -41,7 +41,8 @@ def made_up_store(num_users: int, num_items: int, seed: int = 42):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ids = np.array([f"u{number}" for number in range(num_users)])
     task = splits.Task(ids, [""] * num_users, histories, np.zeros(num_users, dtype=np.int64))
-    return histories, vectors, task
+    days = {user: np.sort(rng.uniform(0, 1000, len(items))) for user, items in zip(ids, histories)}
+    return histories, vectors, task, days
 
 
 def real_store(data_dir: str):
@@ -50,13 +51,13 @@ def real_store(data_dir: str):
 
     prepared = splits.load_prepared("beauty", data_dir)
     vectors = encode(prepared.catalog["text"].tolist(), cache_dir=prepared.paths.cache)
-    return splits.training_histories(prepared), vectors, splits.load_task(prepared)
+    return splits.training_histories(prepared), vectors, splits.load_task(prepared), splits.purchase_days(prepared)
 
 
-def measure(histories, vectors, task) -> dict:
+def measure(histories, vectors, task, days) -> dict:
     """Count, score, add, rank; seconds of the wall and of the processor, and the process's peak memory."""
     wall, processor = time.perf_counter(), time.process_time()
-    fitted = signals.fit_signals(histories, vectors, signals.FUSION)
+    fitted = signals.fit_signals(histories, vectors, signals.FUSION, days)
     counted = time.perf_counter()
     fusion.fuse(fitted, dict.fromkeys(fitted, 1.0), task)
     return {

@@ -19,6 +19,10 @@ from .splits import Task
 
 EASE_PENALTY = 200.0  # pulls the weights of rarely bought items to zero
 AHEAD_REACH = 6  # how many purchases later still counts as "bought after"
+SOON_REACH = 20  # the same, where what counts is how many days later
+SOON_DAYS = 10.0  # a purchase so many days later tells a third as much (1/e) as one on the same day
+FRESH_DAYS = 60.0  # likewise, for how long ago an item of the user was bought
+OLD_SHARE = 0.05  # what an item tells however long ago it was bought
 WALK_NEIGHBOURS = 100  # a walk goes on to an item's closest ones only, which is ten times faster
 WALK_HISTORY = 5  # items that walks and "ahead" start from
 
@@ -54,6 +58,41 @@ class ItemSignal:
             np.maximum(scores, 0, out=scores)
             scores **= np.float32(self.power)
         return scores
+
+
+@dataclass(frozen=True)
+class SoonAfter:
+    """What others bought within days of the user's items, which count less the longer ago they were bought.
+
+    "Now" is the day of the user's last known purchase, so nothing of the held-out item is used.
+
+    Attributes:
+        following: float32 [num_items, num_items], from `transitions` with days.
+        days: per reviewer id, the dates of all purchases (`splits.purchase_days`); only those of seen items are read.
+        length: how many of the last items speak.
+        decay: how much less each earlier one counts, beside its age.
+    """
+
+    following: sp.csr_matrix
+    days: Mapping[str, np.ndarray]
+    length: int = 10
+    decay: float = 0.9
+
+    def score(self, task: Task) -> np.ndarray:
+        recent = [items[-self.length :] for items in task.seen_items]
+        weights = [
+            self._weights(self.days[str(reviewer_id)][: len(items)])
+            for reviewer_id, items in zip(task.reviewer_ids, task.seen_items)
+        ]
+        rows = np.repeat(np.arange(len(recent)), [len(items) for items in recent])
+        cells = (np.concatenate(weights).astype(np.float32), (rows, np.concatenate(recent)))
+        scores = (sp.csr_matrix(cells, (len(task), self.following.shape[0])) @ self.following).toarray()
+        return np.sqrt(scores, out=scores)
+
+    def _weights(self, days: np.ndarray) -> np.ndarray:
+        days = days[-self.length :]
+        fresh = OLD_SHARE + np.exp((days - days[-1]) / FRESH_DAYS)
+        return fresh * self.decay ** np.arange(len(days))[::-1]
 
 
 @dataclass(frozen=True)
@@ -115,7 +154,11 @@ class GeneratedTexts:
 
 
 def transitions(
-    histories: Sequence[np.ndarray], num_items: int, reach: int = 1, decay: float = STAR_DECAY
+    histories: Sequence[np.ndarray],
+    num_items: int,
+    reach: int = 1,
+    decay: float = STAR_DECAY,
+    days: Sequence[np.ndarray] | None = None,
 ) -> sp.csr_matrix:
     """Count how often an item was followed by another, float32 [num_items, num_items].
 
@@ -124,14 +167,19 @@ def transitions(
         num_items: of the catalog.
         reach: up to how many purchases later.
         decay: how much less each further purchase counts.
+        days: when each item was bought; then a follower fades with the days between (`SOON_DAYS`).
     """
-    counts = sp.csr_matrix((num_items, num_items), dtype=np.float32)
+    before, after, weights = [], [], []
     for distance in range(1, reach + 1):
-        before = np.concatenate([items[:-distance] for items in histories])
-        after = np.concatenate([items[distance:] for items in histories])
-        weight = np.full(len(before), decay ** (distance - 1), dtype=np.float32)
-        counts = counts + sp.csr_matrix((weight, (before, after)), shape=counts.shape)
-    return counts
+        before += [items[:-distance] for items in histories]
+        after += [items[distance:] for items in histories]
+        pairs = sum(max(0, len(items) - distance) for items in histories)
+        weights.append(np.full(pairs, decay ** (distance - 1), dtype=np.float32))
+        if days is not None:
+            between = np.concatenate([dates[distance:] - dates[:-distance] for dates in days])
+            weights[-1] *= np.exp(-between / SOON_DAYS).astype(np.float32)
+    cells = (np.concatenate(weights), (np.concatenate(before), np.concatenate(after)))
+    return sp.csr_matrix(cells, (num_items, num_items))
 
 
 def by_rows(matrix: sp.csr_matrix, power: float = 1.0) -> sp.csr_matrix:
@@ -175,39 +223,54 @@ def ease(histories: Sequence[np.ndarray], num_items: int, penalty: float = EASE_
     return inverse
 
 
-def _text(histories, vectors):
+def by_both(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """Divide by the roots of the row's and of the column's sum, so that popular items do not drown the rest."""
+    return by_rows(by_rows(matrix, 0.5).T.tocsr(), 0.5).T.tocsr()
+
+
+def _text(histories, vectors, days):
     return ItemSignal((vectors, vectors.T), STAR_HISTORY, power=1)
 
 
-def _together(histories, vectors):
+def _together(histories, vectors, days):
     return ItemSignal((cooccurrence(histories, len(vectors)),), STAR_HISTORY)
 
 
-def _walk(histories, vectors):
+def _walk(histories, vectors, days):
     bought = purchases(histories, len(vectors))
     there_and_back = by_rows(bought.T.tocsr()) @ by_rows(bought)  # from an item to its buyers to their items
     return ItemSignal((keep_best(there_and_back),) * 2, WALK_HISTORY)
 
 
-def _next(histories, vectors):
+def _next(histories, vectors, days):
     return ItemSignal((by_rows(transitions(histories, len(vectors))),))
 
 
-def _two_step(histories, vectors):
+def _two_step(histories, vectors, days):
     return ItemSignal((by_rows(transitions(histories, len(vectors))),) * 2)
 
 
-def _ahead(histories, vectors):
-    later = by_rows(transitions(histories, len(vectors), AHEAD_REACH), 0.5)
-    return ItemSignal((by_rows(later.T.tocsr(), 0.5).T.tocsr(),), WALK_HISTORY)
+def _ahead(histories, vectors, days):
+    return ItemSignal((by_both(transitions(histories, len(vectors), AHEAD_REACH)),), WALK_HISTORY)
 
 
-def _ease(histories, vectors):
+def _soon(histories, vectors, days):
+    if days is None or len(days) != len(histories):
+        raise ValueError(
+            f"signal 'soon' needs the dates of {len(histories)} histories, "
+            f"got {0 if days is None else len(days)}: pass days=splits.purchase_days(prepared)"
+        )
+    known = [dates[: len(items)] for dates, items in zip(days.values(), histories)]
+    followers = transitions(histories, len(vectors), SOON_REACH, decay=1.0, days=known)
+    return SoonAfter(by_both(followers), days)
+
+
+def _ease(histories, vectors, days):
     return ItemSignal((ease(histories, len(vectors)),), STAR_HISTORY)
 
 
 # The default sum: all but EASE, which is large.
-FUSION = ("text", "together", "walk", "next", "two_step", "ahead", "popularity")
+FUSION = ("text", "together", "walk", "next", "two_step", "ahead", "soon", "popularity")
 
 # What there is to choose from; each is built from the training part and the catalog's vectors alone.
 SIGNALS = {
@@ -217,20 +280,27 @@ SIGNALS = {
     "next": _next,  # what followed the last item
     "two_step": _two_step,  # what followed what followed it
     "ahead": _ahead,  # what came up to six purchases after one of the last five
+    "soon": _soon,  # what came within days of them, where a purchase of long ago says little
     "ease": _ease,  # a linear model of whole histories, in closed form; num_items² memory
-    "popularity": lambda histories, vectors: Popularity(item_counts(histories, len(vectors))),
+    "popularity": lambda histories, vectors, days: Popularity(item_counts(histories, len(vectors))),
 }
 
 
-def fit_signals(histories: Sequence[np.ndarray], vectors: np.ndarray, names: Sequence[str]) -> dict[str, Signal]:
+def fit_signals(
+    histories: Sequence[np.ndarray],
+    vectors: np.ndarray,
+    names: Sequence[str],
+    days: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Signal]:
     """Count what the named signals need.
 
     Args:
         histories: from `splits.training_histories`.
         vectors: unit vectors of the catalog's texts, float32 [num_items, dimensions].
         names: of `SIGNALS`.
+        days: from `splits.purchase_days`, its users in the order of the histories; `soon` needs it.
 
     Raises:
-        ValueError: a name is not known.
+        ValueError: a name is not known, or `soon` is asked for without days.
     """
-    return {name: SIGNALS[check(name, SIGNALS, "signal")](histories, vectors) for name in names}
+    return {name: SIGNALS[check(name, SIGNALS, "signal")](histories, vectors, days) for name in names}

@@ -221,6 +221,16 @@ def training_histories(prepared: Prepared) -> list[np.ndarray]:
     return [items[start:stop] for start, stop in zip(bounds[:-1], bounds[1:] - held_out)]
 
 
+def purchase_days(prepared: Prepared) -> dict[str, np.ndarray]:
+    """Say when each user bought: float64 days since 1970 per reviewer id, in time order, held-out items included.
+
+    A history is the beginning of its user's row, so its dates are the first `len(history)` of that row.
+    """
+    reviewer_ids, bounds = user_bounds(prepared.interactions)
+    days = prepared.interactions["timestamp"].to_numpy() / 86_400
+    return dict(zip(map(str, reviewer_ids), np.split(days, bounds[1:-1])))
+
+
 def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:
     """Draw the users that chapters 04 and later share, in the task's order.
 

@@ -101,7 +101,8 @@ def test_fuse_leaves_seen_items_out_and_breaks_ties_downwards():
 def test_fuse_in_blocks_equals_fuse_at_once(monkeypatch):
     histories = [np.random.default_rng(seed).choice(40, size=6, replace=False) for seed in range(90)]
     task = make_task([items[:4] for items in histories])
-    fitted = signals.fit_signals(histories, unit_vectors(40), ["text", "walk", "next", "ahead", "two_step"])
+    days = {f"u{row}": np.arange(6.0) for row in range(90)}
+    fitted = signals.fit_signals(histories, unit_vectors(40), ["text", "walk", "next", "ahead", "soon"], days)
     weights = dict.fromkeys(fitted, 1.0)
     whole = fusion.fuse(fitted, weights, task)
     monkeypatch.setattr("gloss_utils.hits.BLOCK_CELLS", 200)
@@ -116,6 +117,37 @@ def test_fuse_refuses_unknown_names_and_zero_weights():
         fusion.fuse(parts, {"popularity": 0.0}, make_task([[0]]))
     with pytest.raises(ValueError, match="did you mean 'text'"):
         signals.fit_signals(HISTORIES, unit_vectors(5), ["txt"])
+
+
+DAYS = {"u0": np.array([0.0, 10.0, 10.0]), "u1": np.array([0.0, 0.0, 20.0]), "u2": np.array([5.0, 5.0, 5.0])}
+
+
+def test_a_follower_fades_with_the_days_between():
+    counts = signals.transitions(HISTORIES, 5, reach=2, decay=1.0, days=list(DAYS.values())).toarray()
+    fade = np.exp(-1)  # ten days
+    np.testing.assert_allclose(counts[0, 1], fade + 1 + 1, rtol=1e-6)  # ten days later, the same day, the same day
+    np.testing.assert_allclose(counts[0, 2], fade, rtol=1e-6)
+    np.testing.assert_allclose([counts[1, 2], counts[1, 3]], [1, fade**2], rtol=1e-6)
+
+
+def test_soon_signal_by_hand_and_blind_to_the_held_out_date():
+    """The date of the held-out purchase lies in the same array: changing it must change nothing."""
+    following = signals.sp.csr_matrix(np.array([[0, 0, 4], [0, 0, 1], [0, 0, 0]], dtype=np.float32))
+    task = make_task([[0, 1]])
+    scores = [
+        signals.SoonAfter(following, {"u0": np.array([0.0, 60.0, held_out])}).score(task)
+        for held_out in (61.0, 900.0)
+    ]
+    old, new = (0.05 + np.exp(-1)) * 0.9, 1.05  # item 0 is sixty days old and the last but one
+    np.testing.assert_allclose(scores[0], [[0, 0, np.sqrt(4 * old + 1 * new)]], rtol=1e-6)
+    assert (scores[0] == scores[1]).all()
+
+
+def test_soon_needs_the_dates_of_every_history():
+    with pytest.raises(ValueError, match="of 3 histories, got 0: pass days="):
+        signals.fit_signals(HISTORIES, unit_vectors(5), ["soon"])
+    with pytest.raises(ValueError, match="got 1"):
+        signals.fit_signals(HISTORIES, unit_vectors(5), ["soon"], {"u0": DAYS["u0"]})
 
 
 def test_after_last_follows_the_asins_and_not_the_item_numbers():
