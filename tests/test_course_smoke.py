@@ -1,6 +1,8 @@
 """The whole course on the smoke profile, as a reader would start it. The longest test, so the last."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +102,21 @@ def test_the_recommender_gives_what_the_notebooks_ranked(course_run, retriever, 
         expected = ranked[ranked["reviewer_id"] == reviewer_id].sort_values("rank")["asin"][:5]
         assert table["asin"].tolist() == expected.tolist()
         assert set(table["text"]) <= set(written[reviewer_id])
+
+
+def test_a_queries_file_from_elsewhere_is_ranked(course_run, tmp_path):
+    """In the layout that GLoSS publishes: no scores beside the texts, and a name that the course did not give."""
+    data_dir = shutil.copytree(course_run[0] / "data", tmp_path / "data")
+    records = load_queries(dataset_paths("sample", data_dir).queries("tiny-llama", "beam5", "test"))[:50]
+    for record in records:
+        del record["sequence_scores"]
+    elsewhere = tmp_path / "their_1B_beams.json"
+    elsewhere.write_text(json.dumps(records))
+    finished = run_course(tmp_path, "--only", "05", "-p", "QUERIES_FILE", str(elsewhere))
+    assert finished.returncode == 0, finished.stdout[-4000:]
+    table = pd.read_csv(dataset_paths("sample", data_dir).results)
+    theirs = table[(table["model"] == "their_1B_beams") & (table["metric"] == "recall@5")]
+    assert set(theirs["retriever"]) >= {"bm25", "dense-minilm"} and (theirs["num_users"] == 50).all()
 
 
 def test_a_second_run_skips_everything(course_run):
