@@ -18,6 +18,7 @@ MIN_INTERACTIONS = 3  # one item to train on, one to predict, and one to hold ou
 VALIDATION_SHARE = 0.05
 VALIDATION_SEED = 42  # the authors' seed: on the same file, the same people
 TIE_ORDERS = ("asin", "shuffled", "reverse")
+REAL_CATEGORIES = ("beauty", "toys", "sports")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Prepared:
     catalog: pd.DataFrame = field(repr=False)
     splits: DatasetDict = field(repr=False)
     report: pd.DataFrame = field(repr=False)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether notebook 01 kept only a sample of the users (`MAX_USERS`)."""
+        return bool(self.report["step"].str.startswith("a sample of").any())
 
     def item_numbers(self, asins) -> np.ndarray:
         """Look up the catalog rows of some asins; -1 where there is none.
@@ -229,6 +235,20 @@ def purchase_days(prepared: Prepared) -> dict[str, np.ndarray]:
     reviewer_ids, bounds = user_bounds(prepared.interactions)
     days = prepared.interactions["timestamp"].to_numpy() / 86_400
     return dict(zip(map(str, reviewer_ids), np.split(days, bounds[1:-1])))
+
+
+def require_whole_category(prepared: Prepared) -> None:
+    """Let only results that may stand beside the papers' be kept as measured.
+
+    Raises:
+        ValueError: not a real category, not all of its users, or ties not in the field's order.
+    """
+    by_asin = order_ties(prepared.interactions, "asin")
+    if prepared.dataset not in REAL_CATEGORIES or prepared.sampled or not by_asin.equals(prepared.interactions):
+        raise ValueError(
+            f"SAVE_MEASURED with '{prepared.dataset}': it takes one of {', '.join(REAL_CATEGORIES)}, "
+            "all users (MAX_USERS 0) and TIE_ORDER asin"
+        )
 
 
 def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:

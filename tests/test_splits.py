@@ -219,3 +219,20 @@ def test_beauty_comes_out_as_the_paper_counts_it(real_raw_dir, tmp_path):
 
 def test_examples_in_docstrings():
     assert doctest.testmod(splits).failed == 0
+
+
+@pytest.mark.parametrize("flaw", ["another store", "a sample", "shuffled ties"])
+def test_only_a_whole_real_category_may_be_kept_as_measured(toy, flaw):
+    """Notebook 06 put the segments of any data set, also of a sample of users, among the results on real data."""
+    report = pd.DataFrame({"step": ["rows read"]})
+    whole = dataclasses.replace(
+        toy, dataset="beauty", report=report, interactions=splits.order_ties(toy.interactions, "asin")
+    )
+    splits.require_whole_category(whole)
+    flawed = {
+        "another store": dataclasses.replace(whole, dataset="sample"),
+        "a sample": dataclasses.replace(whole, report=pd.DataFrame({"step": ["a sample of 3 users"]})),
+        "shuffled ties": dataclasses.replace(whole, interactions=whole.interactions.iloc[::-1]),
+    }
+    with pytest.raises(ValueError, match="it takes one of beauty, toys, sports, all users"):
+        splits.require_whole_category(flawed[flaw])
