@@ -58,17 +58,20 @@ def measure(num_users: int, num_items: int) -> list[dict]:
 
 
 def plot(table: pd.DataFrame) -> plt.Figure:
-    """Seconds by number of users, a line per policy."""
+    """Seconds by number of users, and by number of items; a line per policy."""
     plotting.use_style()
-    figure, axis = plt.subplots()
-    for policy, part in table.groupby("policy", sort=False):
-        axis.plot(part["users"], part["ranking"] + part["metrics"], marker="o", label=policy)
-    axis.axhline(LIMIT_SECONDS, color="grey", linestyle=":")
-    axis.axvline(NUM_USERS, color="grey", linestyle=":")
-    axis.set(xscale="log", yscale="log", xlabel="users", ylabel="seconds, ranking and metrics")
-    axis.set_xticks(sorted(set(table["users"])), [f"{users:,}" for users in sorted(set(table["users"]))])
-    axis.minorticks_off()
-    axis.legend()
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
+    fixed = {"users": table["items"] == NUM_ITEMS, "items": table["users"] == NUM_USERS}
+    for axis, (grows, rows) in zip(axes, fixed.items()):
+        for policy, part in table[rows].groupby("policy", sort=False):
+            axis.plot(part[grows], part["ranking"] + part["metrics"], marker="o", label=policy)
+        axis.axhline(LIMIT_SECONDS, color="grey", linestyle=":")
+        axis.set(xscale="log", yscale="log", xlabel=grows)
+        ticks = sorted(set(table.loc[rows, grows]))
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=20)
+        axis.minorticks_off()
+    axes[0].set_ylabel("seconds, ranking and metrics")
+    axes[1].legend(fontsize=8)
     return figure
 
 
@@ -82,7 +85,7 @@ def main() -> None:
     print(table.to_string(index=False, float_format="%.3f"))
     results = PROJECT_ROOT / "benchmarks/results/ranking.csv"
     write_atomically(results, lambda path: table.round(4).to_csv(path, index=False))
-    figure = plotting.save(plot(by_users), PROJECT_ROOT / "figures/bench_ranking.png")
+    figure = plotting.save(plot(table), PROJECT_ROOT / "figures/bench_ranking.png")
     print("wrote", show(results), "and", show(figure))
 
     beauty = table.query("users == @NUM_USERS and items == @NUM_ITEMS")

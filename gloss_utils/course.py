@@ -183,6 +183,34 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
     )
 
 
+def run_if_stale(
+    notebook: Path, executed: Path, parameters: dict, state: CourseState, fingerprint: str, force: bool
+) -> tuple[str, str, float]:
+    """Run one notebook, unless its result is up to date.
+
+    Returns:
+        The notebook's name, what became of it (`up to date`, `ran`, `FAILED`), and the seconds it took.
+    """
+    stem = notebook.stem
+    if not force and state.is_current(stem, fingerprint, executed):
+        say(f"{stem}: up to date, skipped (--force runs it again)")
+        return stem, "up to date", 0.0
+    say(f"{stem}: running")
+    started, before, outcome = time.monotonic(), state.snapshot(), "ran"
+    state.forget(stem)
+    try:
+        run_notebook(notebook, executed, parameters)
+    except PapermillExecutionError as error:
+        say(course_report.describe_failure(stem, error, executed))
+        outcome = "FAILED"
+    seconds = time.monotonic() - started
+    course_report.write_html(executed)
+    if outcome == "ran":
+        state.finished(stem, fingerprint, before)
+        say(f"{stem}: done in {seconds:.0f} s")
+    return stem, outcome, seconds
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run what is stale of the chosen notebooks.
 
@@ -193,45 +221,35 @@ def run(arguments: argparse.Namespace) -> int:
     known = known_parameters(notebooks)
     given = check_parameters({**read_profile(arguments.profile), **dict(arguments.parameters)}, known)
     parameters = {stem: {k: v for k, v in given.items() if k in known[stem]} for stem in known}
-    dataset, data_dir = given.get("DATASET", "sample"), given.get("DATA_DIR", "data")
-    dataset_paths = paths.dataset_paths(dataset, data_dir)
+    dataset_paths = paths.dataset_paths(given.get("DATASET", "sample"), given.get("DATA_DIR", "data"))
     raw_dir = paths.resolve(given["RAW_DIR"]) if given.get("RAW_DIR") else dataset_paths.raw
     out_dir = paths.resolve(arguments.out) / f"{dataset_paths.dataset}-{arguments.profile}"
     state, prints = CourseState(dataset_paths), fingerprints(notebooks, parameters, raw_dir)
-    chosen = select(notebooks, arguments.only, arguments.start)
-    outcomes, failed = [], False
+    chosen, outcomes = select(notebooks, arguments.only, arguments.start), []
     for notebook in chosen:
-        stem, executed = notebook.stem, out_dir / notebook.name
-        if not arguments.force and state.is_current(stem, prints[stem], executed):
-            say(f"{stem}: up to date, skipped (--force runs it again)")
-            outcomes.append((stem, "up to date", 0.0))
-            continue
-        say(f"{stem}: running")
-        started, before = time.monotonic(), state.snapshot()
-        state.forget(stem)
-        try:
-            run_notebook(notebook, executed, parameters[stem])
-        except PapermillExecutionError as error:
-            say(course_report.describe_failure(stem, error, executed))
-            failed = True
-        seconds = time.monotonic() - started
-        course_report.write_html(executed)
-        outcomes.append((stem, "FAILED" if failed else "ran", seconds))
-        if failed:
+        place, stem = out_dir / notebook.name, notebook.stem
+        outcomes.append(run_if_stale(notebook, place, parameters[stem], state, prints[stem], arguments.force))
+        if outcomes[-1][1] == "FAILED":
             break
-        state.finished(stem, prints[stem], before)
-        say(f"{stem}: done in {seconds:.0f} s")
     figures_dir = given.get("FIGURES_DIR", "figures")
     say(course_report.summary(outcomes, out_dir, dataset_paths, figures_dir, peak_memory()))
-    if not failed and arguments.publish:
-        if chosen[0].stem.startswith("00"):  # it opens with a recommendation, and now there is a model for it
-            say(f"{chosen[0].stem}: running once more, with the model of notebook 03")
-            run_notebook(chosen[0], out_dir / chosen[0].name, parameters[chosen[0].stem])
-            course_report.write_html(out_dir / chosen[0].name)
-        course_report.publish([out_dir / notebook.name for notebook in chosen], NOTEBOOKS)
-    if not failed and arguments.site:
+    if outcomes and outcomes[-1][1] == "FAILED":
+        return 1
+    if arguments.publish:
+        publish(chosen, out_dir, parameters)
+    if arguments.site:
         course_report.write_site(out_dir, paths.resolve(arguments.site))
-    return int(failed)
+    return 0
+
+
+def publish(chosen: list[Path], out_dir: Path, parameters: dict[str, dict]) -> None:
+    """Write the executed notebooks back; 00 once more, since it opens with a recommendation by 03's model."""
+    first = chosen[0]
+    if first.stem.startswith("00"):
+        say(f"{first.stem}: running once more, with the model of notebook 03")
+        run_notebook(first, out_dir / first.name, parameters[first.stem])
+        course_report.write_html(out_dir / first.name)
+    course_report.publish([out_dir / notebook.name for notebook in chosen], NOTEBOOKS)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

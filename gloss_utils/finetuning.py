@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import time
+import zlib
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from .splits import Prepared
 from .training_loop import Trainer, follow_plan, last_checkpoint, make_trainer
 from .training_texts import PROJECTIONS, Settings
 
+MAY_CHANGE = ("minutes", "patience")  # of the settings, when a run is resumed
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -90,17 +92,22 @@ def finetune(
         model: the base's name.
         settings: how; the default is the paper's.
         engine: `auto`, `unsloth` or `transformers`.
-        resume: go on from the last checkpoint of a run that was cut off, if there is one.
+        resume: go on from the last checkpoint of a run that was cut off, if there is one. Base, data and settings
+            must be that run's.
         name: save under this name instead of the base's, for several adapters on one base.
 
     Returns:
         The log (`resources.LOG_COLUMNS`).
+
+    Raises:
+        ValueError: the run to resume had another base, other data or other settings.
     """
     settings, name = settings or Settings(), name or model
     paths, started = prepared.paths, time.perf_counter()
     checkpoints, log = paths.model(name) / "checkpoints", paths.training_log(name)
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
+    stamp_run(checkpoints / "run.json", prepared, model, settings)
     base, tokenizer = load_base(model, paths, settings, engine)
     trainer = make_trainer(add_adapter(base, settings, engine), tokenizer, prepared, settings, checkpoints, log)
     checkpoint = last_checkpoint(checkpoints)
@@ -113,6 +120,39 @@ def finetune(
     write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return resources.read_log(log)
+
+
+def can_resume(paths: DatasetPaths, name: str) -> bool:
+    """Tell whether a run under this name was cut off behind a checkpoint."""
+    return last_checkpoint(paths.model(name) / "checkpoints") is not None
+
+
+def stamp_run(path: Path, prepared: Prepared, model: str, settings: Settings) -> None:
+    """Write down what a run is made of, or refuse to go on with another one's checkpoints.
+
+    Args:
+        path: of the stamp, beside the checkpoints.
+        prepared, model, settings: the run's.
+
+    Raises:
+        ValueError: the stamp that is there says otherwise.
+    """
+    base = prepared.paths.base_model(model) / "model.safetensors"
+    stamp = {
+        "base": model,
+        "base_weights": zlib.crc32(base.read_bytes()) if base.exists() else None,
+        "data": fingerprint(prepared),
+        **{name: value for name, value in asdict(settings).items() if name not in MAY_CHANGE},
+    }
+    old = json.loads(path.read_text()) if path.exists() else stamp
+    for name, value in stamp.items():
+        if old.get(name) != value:
+            raise ValueError(
+                f"the run that was cut off had {name} {old.get(name)!r}, this one has {value!r}: set it back, "
+                "or start anew with resume=False (RESUME in notebook 03)"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(stamp, indent=1)))
 
 
 def save_weights(trainer: Trainer, tokenizer, folder: Path) -> None:

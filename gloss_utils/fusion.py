@@ -124,7 +124,8 @@ def choose_weights(
     names = tuple(names or candidates.names)
     columns = [candidates.names.index(check(name, candidates.names, "signal")) for name in names]
     features = candidates.features[:, columns].astype(np.float64)
-    scale = features.std(axis=0) + 1e-9
+    scale = features.std(axis=0)
+    scale[scale < 1e-9] = np.inf  # what is the same for all candidates tells nothing: its weight is 0
     features /= scale
     starts, bought, num_users = candidates.starts, candidates.bought, len(candidates.starts)
     user = np.repeat(np.arange(num_users), np.diff([*starts, len(features)]))

@@ -6,7 +6,7 @@ pass, and no division by the length (a short title is not a better title per tok
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
@@ -15,6 +15,7 @@ from .choices import check
 from .sampling import UserSampler
 from .strategies import STRATEGIES as STRATEGIES
 from .strategies import Strategy, get_strategy
+from .training_texts import truncate_prompt
 
 NO_BEAM = -1e8  # transformers marks a beam that does not exist with -1e9
 MAX_PADDING = 0.2  # of a batch's tokens
@@ -33,15 +34,17 @@ class Generated:
     scores: list[float]
 
 
-def encode_prompts(tokenizer, prompts: list[str], max_seq_length: int, max_new_tokens: int) -> list[list[int]]:
+def encode_prompts(
+    tokenizer, prompts: list[str], max_seq_length: int, max_new_tokens: int, truncation: str = "left"
+) -> list[list[int]]:
     """Turn prompts into token ids, leaving room for the answer.
 
-    Truncation is on the left, as in the paper: what is cut is the oldest end of the text, never the last
-    items and never `### Next item:`.
+    What does not fit is cut off at the oldest end of the text, never the last items and never `### Next item:`.
 
     Args:
         max_seq_length: tokens of prompt and answer together (the paper's 1,024).
         max_new_tokens: tokens of the answer (50).
+        truncation: as in training: `left`, as in the paper, or `oldest`, which drops whole items.
 
     Raises:
         ValueError: no room is left for the prompt, or a prompt is empty.
@@ -53,7 +56,7 @@ def encode_prompts(tokenizer, prompts: list[str], max_seq_length: int, max_new_t
         )
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     limit = max_seq_length - max_new_tokens
-    encoded = tokenizer(prompts, truncation=True, max_length=limit)["input_ids"] if prompts else []
+    encoded = [truncate_prompt(prompt, tokenizer, limit, truncation) for prompt in prompts]
     for number, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"prompt {number} is empty: build it with prompts.build_prompt")
@@ -129,6 +132,7 @@ def generate_batches(
     trie=None,
     bucket: bool = True,
     share_prompt: bool | None = None,
+    truncation: str = "left",
     engine: str = "transformers",
 ) -> Iterator[tuple[list[int], list[Generated]]]:
     """Yield (prompt numbers, their results) batch by batch.
@@ -146,6 +150,7 @@ def generate_batches(
         bucket: sort users by prompt length before cutting batches.
         share_prompt: read each prompt once and share it among its texts. None: wherever the engine allows it
             (Unsloth's inference mode brings a cache of its own).
+        truncation: of prompts that are too long, see `encode_prompts`.
         engine: `transformers`, or `vllm` with a `vllm_engine.VllmModel` for a model.
 
     Raises:
@@ -157,13 +162,17 @@ def generate_batches(
     if check(engine, ("transformers", "vllm"), "engine") == "vllm":
         from . import vllm_engine
 
-        yield from vllm_engine.generate_batches(model, prompts, strategy, batch_size, max_seq_length, seed)
+        yield from vllm_engine.generate_batches(
+            model, prompts, strategy, batch_size, max_seq_length, seed, truncation
+        )
         return
     if strategy.constrained and trie is None:
         raise ValueError(f"strategy '{strategy.name}' needs trie=CatalogTrie(catalog.text, tokenizer)")
     if share_prompt is None:
         share_prompt = not hasattr(model, "for_inference")
-    encoded = encode_prompts(tokenizer, prompts, max_seq_length, strategy.max_new_tokens)
+    if strategy.constrained:  # an item's text must not be cut off
+        strategy = replace(strategy, max_new_tokens=max(strategy.max_new_tokens, trie.longest))
+    encoded = encode_prompts(tokenizer, prompts, max_seq_length, strategy.max_new_tokens, truncation)
     write = _search_beams if strategy.temperature == 0 else _draw_samples
     model.eval()
     users = max(1, batch_size * 5 // max(5, strategy.num_texts))

@@ -79,6 +79,7 @@ def generate_split(
     batch_size: int = 32,
     max_seq_length: int = 1024,
     seed: int = 42,
+    truncation: str = "left",
     engine: str = "transformers",
     progress: bool = True,
 ) -> Path:
@@ -98,6 +99,7 @@ def generate_split(
         batch_size: users per batch; the texts do not depend on it.
         max_seq_length: tokens of prompt and answer together.
         seed: of the samples.
+        truncation: of prompts that are too long, as in training (`run.json`).
         engine: `transformers` or `vllm`.
         progress: print users per second and the time left, every few seconds.
 
@@ -110,6 +112,7 @@ def generate_split(
     settings = {
         "strategy": asdict(strategy),
         "max_seq_length": max_seq_length,
+        "truncation": truncation,
         "seed": seed,
         "engine": engine,
         "model": fingerprint_model(model),
@@ -130,6 +133,7 @@ def generate_split(
         max_seq_length=max_seq_length,
         seed=seed,
         trie=trie,
+        truncation=truncation,
         engine=engine,
     )
     start = shown = time.perf_counter()

@@ -19,6 +19,7 @@ from .hits import Hits, Index, blocks, top_k
 __all__ = ["BM25Index", "DenseIndex", "Hits", "HybridIndex", "build_index", "merge", "top_k"]
 
 HYBRID_DEPTH = 1000  # hits of each side that a hybrid search merges, as in retriv
+HYBRID_QUERIES = 4096  # whose hits are held at once: both sides of them take 100 MB
 
 
 class HybridIndex(Index):
@@ -57,9 +58,12 @@ class HybridIndex(Index):
         if self.settings["engine"] == "retriv":
             return self.retriv.search(queries, k)
         depth = min(self.settings["depth"], len(self.texts))
-        sides = [side.search(queries, depth) for side in (self.bm25, self.dense)]
-        rows_of = blocks(len(queries), len(self.texts))
-        parts = [merge([Hits(h.items[r], h.scores[r]) for h in sides], len(self.texts), k) for r in rows_of]
+        parts = []
+        for start in range(0, len(queries), HYBRID_QUERIES):
+            some = queries[start : start + HYBRID_QUERIES]
+            sides = [side.search(some, depth) for side in (self.bm25, self.dense)]
+            for rows in blocks(len(some), len(self.texts)):
+                parts.append(merge([Hits(hits.items[rows], hits.scores[rows]) for hits in sides], len(self.texts), k))
         return Hits(*map(np.concatenate, zip(*parts)))
 
     def _write(self, directory: Path) -> None:

@@ -50,6 +50,11 @@ class ItemSignal:
     decay: float = STAR_DECAY
     power: float = 0.5
 
+    @property
+    def matrices(self) -> tuple:
+        """What must be kept in memory."""
+        return self.chain
+
     def score(self, task: Task) -> np.ndarray:
         recent = recency_weights(task, self.chain[0].shape[0], self.length, self.decay)
         scores = reduce(lambda row, matrix: row @ matrix, self.chain, recent)
@@ -77,6 +82,11 @@ class SoonAfter:
     days: Mapping[str, np.ndarray]
     length: int = 10
     decay: float = 0.9
+
+    @property
+    def matrices(self) -> tuple:
+        """What must be kept in memory."""
+        return (self.following,)
 
     def score(self, task: Task) -> np.ndarray:
         recent = [items[-self.length :] for items in task.seen_items]

@@ -68,6 +68,7 @@ def trainer_arguments(settings: Settings, output_dir: str | Path) -> dict:
         "save_strategy": "steps",
         "save_total_limit": 2,
         "load_best_model_at_end": True,
+        "restore_callback_states_from_checkpoint": True,  # how long the validation loss has not fallen
         "metric_for_best_model": "eval_loss",
         "logging_steps": 1,
         "include_num_input_tokens_seen": "non_padding",

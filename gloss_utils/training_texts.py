@@ -155,6 +155,7 @@ class SeededOrder(Sampler):
             return iter(order.tolist())
         lengths = torch.tensor(self.lengths)
         windows = [window[lengths[window].argsort(stable=True)] for window in order.split(WINDOW * self.batch_size)]
-        batches = torch.cat(windows).split(self.batch_size)
+        batches = list(torch.cat(windows).split(self.batch_size))
+        last = [batches.pop()] if len(order) % self.batch_size else []  # a short batch elsewhere would shift the rest
         shuffled = torch.randperm(len(batches), generator=generator)
-        return iter(torch.cat([batches[number] for number in shuffled]).tolist())
+        return iter(torch.cat([batches[number] for number in shuffled] + last).tolist())

@@ -4,14 +4,18 @@ The same prompts in token ids, the same strategies, the same scores. vLLM is not
 environment of its own (`requirements-vllm.txt`), and `make check-vllm` shows there that its beams are transformers'.
 """
 
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .generation import Generated, encode_prompts, keep_texts, plan_batches
 from .paths import DatasetPaths
 from .strategies import Strategy
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # `max_lora_rank` takes no other number
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,13 @@ class VllmModel:
     fingerprint: int
 
 
-def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, rank: int = 16, **options) -> VllmModel:
+def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options) -> VllmModel:
     """Open a base and its adapter in vLLM.
 
     Args:
         paths: the dataset's.
         model: a name; the base is `paths.base_model(model)` where it was made here, else a Hugging Face id.
         max_seq_length: tokens of prompt and answer together.
-        rank: the adapter's.
         options: passed on to `vllm.LLM` (`dtype`, `gpu_memory_utilization`, …).
 
     Raises:
@@ -61,7 +64,7 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, rank: int 
         model=locate(model, paths, quantize=False),
         max_model_len=max_seq_length,
         enable_lora=True,
-        max_lora_rank=rank,
+        max_lora_rank=lora_rank(adapter),
         **options,
     )
     return VllmModel(
@@ -72,8 +75,30 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, rank: int 
     )
 
 
+def lora_rank(adapter: Path) -> int:
+    """The largest rank that vLLM has to make room for: the adapter's, or the next one that vLLM knows.
+
+    Args:
+        adapter: PEFT's directory.
+
+    Raises:
+        ValueError: the rank is above all that vLLM knows.
+    """
+    rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+    enough = [known for known in VLLM_RANKS if known >= rank]
+    if not enough:
+        raise ValueError(f"the adapter's rank is {rank}, vLLM takes at most {VLLM_RANKS[-1]}: train a narrower one")
+    return enough[0]
+
+
 def generate_batches(
-    model: VllmModel, prompts: list[str], strategy: Strategy, batch_size: int, max_seq_length: int, seed: int
+    model: VllmModel,
+    prompts: list[str],
+    strategy: Strategy,
+    batch_size: int,
+    max_seq_length: int,
+    seed: int,
+    truncation: str = "left",
 ) -> Iterator[tuple[list[int], list[Generated]]]:
     """As `generation.generate_batches`. vLLM schedules on its own; the batches are for saving what is done.
 
@@ -82,7 +107,7 @@ def generate_batches(
     """
     if strategy.constrained:
         raise ValueError(f"strategy '{strategy.name}' needs engine='transformers': vLLM gets no catalog trie here")
-    encoded = encode_prompts(model.tokenizer, prompts, max_seq_length, strategy.max_new_tokens)
+    encoded = encode_prompts(model.tokenizer, prompts, max_seq_length, strategy.max_new_tokens, truncation)
     write = _search_beams if strategy.temperature == 0 else _draw_samples
     for rows in plan_batches([len(ids) for ids in encoded], batch_size):
         inputs = [{"prompt_token_ids": encoded[row]} for row in rows]

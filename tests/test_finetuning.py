@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -379,6 +380,41 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_a_run_is_not_resumed_with_other_settings_base_or_data(shop):
+    """A resumed run took the old weights and wrote the new settings down, without a word."""
+    stamp = shop.paths.model("tiny-llama") / "checkpoints" / "run.json"
+    finetuning.stamp_run(stamp, shop, "tiny-llama", QUICK)
+    finetuning.stamp_run(stamp, shop, "tiny-llama", replace(QUICK, minutes=5.0, patience=9))
+    with pytest.raises(ValueError, match="had loss_on 'text', this one has 'answer': set it back"):
+        finetuning.stamp_run(stamp, shop, "tiny-llama", replace(QUICK, loss_on="answer"))
+    tiny_llama.grow(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
+    with pytest.raises(ValueError, match="had base_weights"):
+        finetuning.finetune(shop, "tiny-llama", QUICK, resume=True)
+    assert not finetuning.can_resume(shop.paths, "tiny-llama")
+
+
+class StoppedShort(Exception):
+    """What a test raises in the place of a kill."""
+
+
+def test_patience_survives_a_kill(shop, monkeypatch):
+    """A resumed run forgot how often the validation loss had not fallen, and went on longer than the first would."""
+    settings = replace(QUICK, epochs=12, evaluations=12, patience=3, learning_rate=0.0)  # it never gets better
+    whole = finetuning.finetune(shop, "tiny-llama", settings)
+    looks = whole[whole["split"] == "validation"]
+    assert 4 <= len(looks) < 12, "it must stop early, and not at the first chance"
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == looks["step"].iloc[-2]:
+            raise StoppedShort
+
+    with monkeypatch.context() as patched, pytest.raises(StoppedShort):
+        patched.setattr(resources.TrainingLog, "on_save", stop)
+        finetuning.finetune(shop, "tiny-llama", settings)
+    resumed = finetuning.finetune(shop, "tiny-llama", settings, resume=True)
+    assert resumed["step"].max() == whole["step"].max()
 
 
 @pytest.mark.slow

@@ -231,3 +231,14 @@ def test_real_beauty_beats_star(real_raw_dir, tmp_path):
     fitted = signals.fit_signals(splits.training_histories(beauty), vectors, names)
     found = evaluate(fusion.fuse(fitted, weights, test).items, test.targets).mean()
     assert found["recall@5"] > 0.0719 and found["ndcg@5"] > 0.0544
+
+
+def test_a_signal_that_is_the_same_everywhere_gets_no_weight():
+    """In a small shop every candidate may be equally popular: such a constant got a weight of a hundred thousand."""
+    rng = np.random.default_rng(5)
+    features = np.stack([rng.random(60), np.full(60, 0.7)], axis=1).astype(np.float32)
+    starts = np.arange(0, 60, 6)
+    bought = starts + np.array([features[start : start + 6, 0].argmax() for start in starts])
+    candidates = fusion.Candidates(("knows", "constant"), features, starts, bought)
+    weights = fusion.choose_weights(candidates)
+    assert weights["constant"] == 0 and weights["knows"] > 1

@@ -7,7 +7,7 @@ from gloss_utils import scoreboard
 
 def make_rows(**changes):
     row = {"dataset": "beauty", "split": "test", "model": "lis", "strategy": "none", "retriever": "bm25"}
-    row |= {"policy": "none", "metric": "ndcg@5", "value": 0.03, "low": 0.02, "high": 0.04, "num_users": 100}
+    row |= {"policy": "none", "metric": "ndcg@5", "value": 0.03, "low": 0.02, "high": 0.04, "num_users": 22_363}
     return pd.DataFrame([row | changes])
 
 
@@ -42,3 +42,26 @@ def test_nothing_measured_is_an_empty_table(monkeypatch, tmp_path):
     empty = scoreboard.load_measured("toys")
     assert empty.empty and {"model", "value", "note"} <= set(empty.columns)
     assert scoreboard.name_systems(scoreboard.same_protocol(empty, "ndcg@5")).tolist() == []
+
+
+def ours(**columns):
+    rows = {"dataset": "toys", "split": "test", "metric": "ndcg@5", "strategy": "none", "retriever": "bm25"}
+    return pd.DataFrame(columns).assign(**rows)
+
+
+def test_a_sample_of_users_does_not_stand_beside_the_papers():
+    """Everyone was the largest number in the file: alone on Toys, a sample of 1,500 passed for everyone."""
+    rows = ours(
+        model=["tiny-llama", "lis"], policy=["unseen", "drop-seen"], value=[0.1, 0.2], num_users=[1500, 19406]
+    )
+    assert scoreboard.same_protocol(rows, "ndcg@5")["model"].tolist() == ["lis"]
+    assert scoreboard.same_protocol(rows[:1], "ndcg@5").empty
+
+
+def test_what_is_drawn_of_ours():
+    rows = ours(
+        model=["lis", "lis", "lis", "random", "fusion", "fusion"],
+        policy=["keep-seen", "drop-seen", "drop-query", "none", "fused", "STAR + ½ next"],
+        value=[0.2, 0.4, 0.3, 0.0, 0.6, 0.5],
+    )
+    assert scoreboard.worth_drawing(rows)["policy"].tolist() == ["fused", "STAR + ½ next", "drop-seen", "keep-seen"]
