@@ -1,5 +1,7 @@
 """Catalog-constrained beams: every beam is an item, and the best items are found."""
 
+import dataclasses
+
 import pytest
 import torch
 from test_generation import second_pass
@@ -7,6 +9,7 @@ from tiny_model import TITLES, make_prompts, tiny_model, tiny_tokenizer
 
 from gloss_utils.constrained import CatalogTrie
 from gloss_utils.generation import generate
+from gloss_utils.strategies import STRATEGIES
 
 
 def write(prompts, titles):
@@ -53,3 +56,11 @@ def test_allowed_scores_stay_and_others_go():
 def test_an_empty_catalog_is_one_sentence():
     with pytest.raises(ValueError, match="the catalog is empty"):
         CatalogTrie([], tiny_tokenizer())
+
+
+def test_a_long_item_is_not_cut_off_by_the_answers_limit():
+    """A title with more tokens than the answer may have came back cut in half, and was no item."""
+    short = dataclasses.replace(STRATEGIES["constrained5"], max_new_tokens=3)
+    trie = CatalogTrie(TITLES, tiny_tokenizer())
+    for result in generate(tiny_model(), tiny_tokenizer(), make_prompts(), short, trie=trie):
+        assert set(result.texts) <= set(TITLES)

@@ -11,6 +11,7 @@ import time
 import types
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -66,15 +67,16 @@ def test_left_truncation_cuts_the_instruction_first(tokenizer):
     assert cut == [tokenizer.bos_token_id] + whole[1 - limit :]
 
 
-def test_a_cut_prompt_is_the_same_in_training_and_in_generation(tokenizer):
-    """Training cut BOS off with the instruction, generation kept it: a start that the model had never seen."""
+@pytest.mark.parametrize("truncation", ["left", "oldest"])
+def test_a_cut_prompt_is_the_same_in_training_and_in_generation(tokenizer, truncation):
+    """Training cut BOS off with the instruction, generation kept it; and generation knew no `oldest`."""
     prompt, _, _ = TEXT.rpartition(ITEMS[-1])
     whole = encode_prompts(tokenizer, [prompt], 1000, 10)[0]
     for room in range(2, len(whole) + 2):
-        assert (
-            training_texts.truncate_prompt(prompt, tokenizer, room)
-            == (encode_prompts(tokenizer, [prompt], room + 10, 10)[0])
-        )
+        cut = encode_prompts(tokenizer, [prompt], room + 10, 10, truncation)[0]
+        assert cut == training_texts.truncate_prompt(prompt, tokenizer, room, truncation)
+        plain = tokenizer(prompt, truncation=True, max_length=room)["input_ids"]  # transformers cuts left here
+        assert cut == plain or truncation == "oldest"
 
 
 def test_dropping_the_oldest_items_keeps_the_instruction(tokenizer):
@@ -95,6 +97,15 @@ def test_no_text_is_longer_than_the_limit_and_each_ends_with_eos(tokenizer, trun
 def test_a_text_that_is_not_in_the_template_is_one_sentence(tokenizer):
     with pytest.raises(ValueError, match="Next item"):
         training_texts.tokenize_text("Rose Soap", tokenizer, Settings())
+
+
+@pytest.mark.parametrize("texts", [400, 403])
+def test_a_short_last_batch_stays_the_last(texts):
+    """It was shuffled into the middle, and every batch behind it was made of two groups of lengths."""
+    lengths = torch.randperm(texts, generator=torch.Generator().manual_seed(3)).tolist()
+    order = list(training_texts.SeededOrder(lengths, batch_size=8, by_length=True, seed=1))
+    spreads = [max(batch) - min(batch) for batch in np.split(np.array(lengths)[order], range(8, texts, 8))[:-1]]
+    assert max(spreads) < texts / 4
 
 
 def test_order_by_length_is_a_seeded_permutation_with_little_padding():

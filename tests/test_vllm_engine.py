@@ -1,6 +1,7 @@
 """The vLLM engine where vLLM is not: one sentence. Where it is, `make check-vllm` compares it with transformers."""
 
 import importlib.util
+import json
 import sys
 from types import SimpleNamespace
 
@@ -64,3 +65,16 @@ def test_constrained_beams_are_not_for_this_engine():
     model = VllmModel(None, tiny_tokenizer(), None, 0)
     with pytest.raises(ValueError, match="needs engine='transformers'"):
         generate(model, None, make_prompts(), STRATEGIES["constrained5"], engine="vllm")
+
+
+@pytest.mark.parametrize("rank, room", [(4, 8), (16, 16), (48, 64)])
+def test_room_is_made_for_the_adapters_rank(tmp_path, rank, room):
+    """The engine was opened for rank 16 whatever the adapter had, and refused a wider one."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    assert vllm_engine.lora_rank(tmp_path) == room
+
+
+def test_a_rank_beyond_vllm_is_one_sentence(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1024}))
+    with pytest.raises(ValueError, match="the adapter's rank is 1024, vLLM takes at most 512"):
+        vllm_engine.lora_rank(tmp_path)
