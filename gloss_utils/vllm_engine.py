@@ -54,7 +54,8 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "engine 'vllm' needs vLLM, which is not installed here: use engine='transformers', or run in the "
-            "environment of requirements-vllm.txt"
+            "environment of requirements-vllm.txt (`make check-vllm` builds it): "
+            ".venv-vllm/bin/python -m gloss_utils.course --only 04 -p GENERATION_ENGINE vllm"
         ) from error
     from .language_models import load_tokenizer, locate
 
