@@ -41,8 +41,8 @@ VARIANTS = {
     ("users", "25 %"): replace(SAMPLE, user_share=0.25),
     ("users", "50 %"): replace(SAMPLE, user_share=0.5),
     ("loss on", "answer"): replace(SAMPLE, loss_on="answer"),
-    ("cut at 80 tokens", "left"): replace(SAMPLE, max_seq_length=SHORT, truncation="left"),
-    ("cut at 80 tokens", "oldest"): replace(SAMPLE, max_seq_length=SHORT, truncation="oldest"),
+    ("truncation", "left"): replace(SAMPLE, max_seq_length=SHORT, truncation="left"),
+    ("truncation", "oldest"): replace(SAMPLE, max_seq_length=SHORT, truncation="oldest"),
 }
 SAME_AS_QLORA = [("rank", "16"), ("users", "100 %"), ("loss on", "whole text")]
 # How the panels are drawn: from little to much.
@@ -89,6 +89,8 @@ def measure(data_dir: str, num_users: int, out: Path) -> None:
 
     partial = out.with_suffix(".partial.csv")  # a run that was cut off goes on from here
     rows = pd.read_csv(partial).to_dict("records") if partial.exists() else []
+    if rows and rows[0]["num_users"] != num_users:
+        raise SystemExit(f"{partial} was begun with {rows[0]['num_users']:.0f} users: delete it, or take as many")
     if not rows:
         lis = baselines.lis(task, index, k=5, drop="seen")
         rows = [row("LIS", "seen dropped", metrics.evaluate(lis, task.targets, ks=(5,)))]
