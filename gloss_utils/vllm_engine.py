@@ -57,8 +57,13 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options)
             "environment of requirements-vllm.txt (`make check-vllm` builds it): "
             ".venv-vllm/bin/python -m gloss_utils.course --only 04 -p GENERATION_ENGINE vllm"
         ) from error
+    import torch
+
     from .language_models import load_tokenizer, locate
 
+    if not torch.cuda.is_available():
+        # A prompt that is read in pieces makes vLLM rewind the user's random stream, which CPU generators cannot.
+        options.setdefault("enable_chunked_prefill", False)
     adapter = paths.require(paths.adapter(model), "adapter")
     weights = adapter / "adapter_model.safetensors"
     engine = LLM(
