@@ -32,8 +32,16 @@ def describe_failure(stem: str, error: PapermillExecutionError, executed: Path) 
 
 
 def write_html(executed: Path) -> Path:
-    """Render an executed notebook beside itself."""
-    body, _ = HTMLExporter().from_filename(str(executed))
+    """Render an executed notebook beside itself; pictures that its text shows go into the page.
+
+    Their paths are relative to `notebooks/`, where the notebook comes from, and not to where it was executed.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../figures/", "](figures/")
+    origin = {"metadata": {"name": executed.stem, "path": str(PROJECT_ROOT)}}
+    body, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, resources=origin)
     return write_atomically(executed.with_suffix(".html"), lambda temporary: temporary.write_text(body))
 
 

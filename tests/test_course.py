@@ -230,3 +230,12 @@ def test_a_long_silent_cell_says_that_it_is_running(toy_course, capsys, monkeypa
     write_notebook(toy_course.notebooks / "01_first.ipynb", "import time; time.sleep(1.5)")
     assert toy_course("--only", "1") == 0
     assert "cell 4 is running" in capsys.readouterr().out
+
+
+def test_pictures_in_the_text_are_in_the_page(tmp_path):
+    """A picture in a notebook's text was a broken link in the page, which lies in another folder."""
+    picture = "![loss](../figures/beauty/03_loss.png)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(picture)])
+    nbformat.write(notebook, tmp_path / "03.ipynb")
+    page = course_report.write_html(tmp_path / "03.ipynb").read_text()
+    assert "data:image/png;base64," in page and "../figures" not in page
