@@ -33,6 +33,7 @@ def measure(recommender: Recommender, histories: list[list[str]]) -> list[float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=30)
+    parser.add_argument("--raw-dir", help="not needed: it is the sample store")
     options = parser.parse_args()
 
     prepared = load_prepared("sample")

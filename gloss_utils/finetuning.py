@@ -105,7 +105,7 @@ def finetune(
     settings, name = settings or Settings(), name or model
     paths, started = prepared.paths, time.perf_counter()
     checkpoints, log = paths.model(name) / "checkpoints", paths.training_log(name)
-    if not resume:
+    if not (resume and can_resume(paths, name)):
         shutil.rmtree(checkpoints, ignore_errors=True)
     stamp_run(checkpoints / "run.json", prepared, model, settings)
     base, tokenizer = load_base(model, paths, settings, engine)

@@ -56,7 +56,11 @@ def encode_prompts(
         )
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     limit = max_seq_length - max_new_tokens
-    encoded = [truncate_prompt(prompt, tokenizer, limit, truncation) for prompt in prompts]
+    encoded = tokenizer(prompts)["input_ids"] if prompts else []  # all at once: few are too long
+    encoded = [
+        ids if len(ids) <= limit else truncate_prompt(prompt, tokenizer, limit, truncation)
+        for prompt, ids in zip(prompts, encoded)
+    ]
     for number, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"prompt {number} is empty: build it with prompts.build_prompt")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .generation import Generated, encode_prompts, keep_texts, plan_batches
 from .paths import DatasetPaths
 from .strategies import Strategy
@@ -57,8 +59,6 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options)
             "environment of requirements-vllm.txt (`make check-vllm` builds it): "
             ".venv-vllm/bin/python -m gloss_utils.course --only 04 -p GENERATION_ENGINE vllm"
         ) from error
-    import torch
-
     from .language_models import load_tokenizer, locate
 
     if not torch.cuda.is_available():

@@ -401,9 +401,19 @@ def test_a_run_is_not_resumed_with_other_settings_base_or_data(shop):
     with pytest.raises(ValueError, match="had loss_on 'text', this one has 'answer': set it back"):
         finetuning.stamp_run(stamp, shop, "tiny-llama", replace(QUICK, loss_on="answer"))
     tiny_llama.grow(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
+    assert not finetuning.can_resume(shop.paths, "tiny-llama")
+    checkpoint = stamp.parent / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
     with pytest.raises(ValueError, match="had base_weights"):
         finetuning.finetune(shop, "tiny-llama", QUICK, resume=True)
-    assert not finetuning.can_resume(shop.paths, "tiny-llama")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop):
+    """Only its stamp was there: a base grown again differed from it, and the run was refused for nothing."""
+    finetuning.stamp_run(shop.paths.model("tiny-llama") / "checkpoints" / "run.json", shop, "tiny-llama", QUICK)
+    tiny_llama.grow(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
+    assert len(finetuning.finetune(shop, "tiny-llama", QUICK, resume=True))
 
 
 class StoppedShort(Exception):

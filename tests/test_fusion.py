@@ -102,7 +102,9 @@ def test_fuse_in_blocks_equals_fuse_at_once(monkeypatch):
     histories = [np.random.default_rng(seed).choice(40, size=6, replace=False) for seed in range(90)]
     task = make_task([items[:4] for items in histories])
     days = {f"u{row}": np.arange(6.0) for row in range(90)}
-    fitted = signals.fit_signals(histories, unit_vectors(40), ["text", "walk", "next", "ahead", "soon"], days)
+    fitted = signals.fit_signals(
+        histories, unit_vectors(40), ["text", "walk", "next", "ahead", "two_step", "soon"], days
+    )
     weights = dict.fromkeys(fitted, 1.0)
     whole = fusion.fuse(fitted, weights, task)
     monkeypatch.setattr("gloss_utils.hits.BLOCK_CELLS", 200)
