@@ -150,16 +150,26 @@ def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matr
     return together.tocsr()
 
 
+def item_rows(items: Sequence[np.ndarray], weights: np.ndarray, num_items: int) -> sp.csr_matrix:
+    """Each user's items as one sparse row of weights, float32 [num_users, num_items].
+
+    Args:
+        items: item numbers per user.
+        weights: of all of them, one user after the other.
+        num_items: of the catalog.
+    """
+    rows = np.repeat(np.arange(len(items)), [len(part) for part in items])
+    return sp.csr_matrix((weights.astype(np.float32), (rows, np.concatenate(items))), shape=(len(items), num_items))
+
+
 def recency_weights(
     task: Task, num_items: int, length: int = STAR_HISTORY, decay: float = STAR_DECAY
 ) -> sp.csr_matrix:
     """Each user's last items with weights 1, 0.7, 0.49 ... over their number, float32 [num_users, num_items]."""
     recent = [items[-length:][::-1] for items in task.seen_items]
-    rows = np.repeat(np.arange(len(recent)), [len(items) for items in recent])
     ages = np.concatenate([np.arange(len(items)) for items in recent])
     lengths = np.array([len(items) for items in recent])
-    weights = (decay**ages / lengths[rows]).astype(np.float32)
-    return sp.csr_matrix((weights, (rows, np.concatenate(recent))), shape=(len(recent), num_items))
+    return item_rows(recent, decay**ages / np.repeat(lengths, lengths), num_items)
 
 
 def star(

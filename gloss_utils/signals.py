@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
-from .baselines import STAR_DECAY, STAR_HISTORY, cooccurrence, item_counts, purchases, recency_weights
+from .baselines import STAR_DECAY, STAR_HISTORY, cooccurrence, item_counts, item_rows, purchases, recency_weights
 from .choices import check
 from .splits import Task
 
@@ -94,9 +94,8 @@ class SoonAfter:
             self._weights(self.days[str(reviewer_id)][: len(items)])
             for reviewer_id, items in zip(task.reviewer_ids, task.seen_items)
         ]
-        rows = np.repeat(np.arange(len(recent)), [len(items) for items in recent])
-        cells = (np.concatenate(weights).astype(np.float32), (rows, np.concatenate(recent)))
-        scores = (sp.csr_matrix(cells, (len(task), self.following.shape[0])) @ self.following).toarray()
+        listening = item_rows(recent, np.concatenate(weights), self.following.shape[0])
+        scores = (listening @ self.following).toarray()
         return np.sqrt(scores, out=scores)
 
     def _weights(self, days: np.ndarray) -> np.ndarray:
