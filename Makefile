@@ -33,7 +33,7 @@ $(VENV)/.installed: requirements.txt requirements-nodeps.txt requirements-gpu.tx
 	@touch $@
 
 course: setup  ## run every notebook, headless: DATASET=, MODEL=, PROFILE=, RAW_DIR=, ARGS=
-	$(PY) -m gloss_utils.course $(SETTINGS) $(ARGS)
+	$(PY) -m tools.course $(SETTINGS) $(ARGS)
 
 test: setup  ## all tests, the course on the smoke profile included
 	$(PY) -m pytest $(ARGS)
@@ -62,10 +62,10 @@ check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in .
 
 publish: setup  ## run all notebooks on the sample from scratch, write them back with their outputs
 	$(MAKE) clean DATASET=sample
-	$(PY) -m gloss_utils.course --profile sample --force --publish $(ARGS)
+	$(PY) -m tools.course --profile sample --force --publish $(ARGS)
 
 site: setup  ## the executed notebooks as HTML pages under site/
-	$(PY) -m gloss_utils.course $(SETTINGS) --site site $(ARGS)
+	$(PY) -m tools.course $(SETTINGS) --site site $(ARGS)
 
 clean:  ## remove what the notebooks made for DATASET (never raw files)
 	cd $(if $(findstring /,$(DATASET)),$(DATASET),data/$(DATASET)) && rm -rf interactions.parquet catalog.parquet splits models queries rankings metrics cache results.csv cleaning_report.csv course_state.json

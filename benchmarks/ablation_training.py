@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils import baselines, finetuning, generation, metrics, ranking, raw_data, splits, tiny_llama
+from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.paths import write_atomically
 from gloss_utils.retrieval import BM25Index
-from gloss_utils.training_texts import Settings
 
-SAMPLE = Settings(
+SAMPLE = TrainingSettings(
     learning_rate=5e-3,
     alpha=32,
     warmup_steps=30,
@@ -50,7 +50,7 @@ ORDER = ["seen dropped", "base alone", "QLoRA", "LoRA, full precision", "all wei
 ORDER += ["25 %", "50 %", "100 %", "answer", "whole text", "left", "oldest"]
 
 
-def recall(model, tokenizer, task, index, settings: Settings) -> pd.DataFrame:
+def recall(model, tokenizer, task, index, settings: TrainingSettings) -> pd.DataFrame:
     """Beams of every user, looked up with BM25, ranked by `unseen`; metrics per user.
 
     The prompts are cut as the training texts were, with room for the answer.
@@ -85,7 +85,7 @@ def measure(data_dir: str, num_users: int, out: Path) -> None:
     prepared = raw_data.prepare("sample", data_dir=data_dir, progress=False)
     task = splits.sample_users(splits.load_task(prepared), num_users)
     index = BM25Index(prepared.catalog["text"])
-    tiny_llama.grow(prepared.catalog["text"], prepared.paths.base_model("tiny-llama"))
+    tiny_llama.pretrain_base(prepared.catalog["text"], prepared.paths.base_model("tiny-llama"))
 
     partial = out.with_suffix(".partial.csv")  # a run that was cut off goes on from here
     rows = pd.read_csv(partial).to_dict("records") if partial.exists() else []

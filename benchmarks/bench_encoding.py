@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 
-from gloss_utils import encoders, raw_data
+from gloss_utils import dense, raw_data
 
 
 def plain(texts: list[str]) -> np.ndarray:
-    return encoders.load_encoder("minilm", "float32").encode(
+    return dense.load_encoder("minilm", "float32").encode(
         texts, normalize_embeddings=True, show_progress_bar=False
     )
 
@@ -22,7 +22,7 @@ def plain(texts: list[str]) -> np.ndarray:
 def retriv(texts: list[str]) -> np.ndarray:
     from retriv import Encoder
 
-    model = Encoder(model=str(encoders.minilm_directory()), device="cpu")
+    model = Encoder(model=str(dense.minilm_directory()), device="cpu")
     return model.bencode(texts, batch_size=512, show_progress=False)
 
 
@@ -37,9 +37,9 @@ def main() -> None:
     texts = prepared.catalog["text"].tolist()
     if options.titles:
         texts = [texts[place] for place in np.random.default_rng(42).permutation(len(texts))[: options.titles]]
-    for encode in (plain, encoders.encode, retriv):
+    for encode in (plain, dense.encode, retriv):
         encode(texts[:32])  # load the model before the clock starts
-    paths = {"ours": encoders.encode, "plain fp32": plain, "retriv": retriv}
+    paths = {"ours": dense.encode, "plain fp32": plain, "retriv": retriv}
     seconds, vectors = {}, {}
     for name, encode in paths.items():
         start = time.perf_counter()
@@ -52,7 +52,7 @@ def main() -> None:
             f"{ratio:4.1f} x ours, lowest cosine to ours {cosine:.5f}",
             flush=True,
         )
-    print(f"{len(texts):,} titles of {dataset}, {encoders.fast_dtype()}, load average {os.getloadavg()[0]:.1f}")
+    print(f"{len(texts):,} titles of {dataset}, {dense.fast_dtype()}, load average {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

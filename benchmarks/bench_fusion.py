@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from gloss_utils import fusion, plotting, signals, splits
+from gloss_utils import fusion, plotting, splits
 from gloss_utils.paths import PROJECT_ROOT
 
 RESULTS = PROJECT_ROOT / "benchmarks" / "results" / "fusion.csv"
@@ -48,7 +48,7 @@ def made_up_store(num_users: int, num_items: int, seed: int = 42):
 
 def real_store(data_dir: str):
     """Beauty as `main` prepared it."""
-    from gloss_utils.encoders import encode
+    from gloss_utils.dense import encode
 
     prepared = splits.load_prepared("beauty", data_dir)
     vectors = encode(prepared.catalog["text"].tolist(), cache_dir=prepared.paths.cache)
@@ -58,7 +58,7 @@ def real_store(data_dir: str):
 def measure(histories, vectors, task, days) -> dict:
     """Count, score, add, rank; seconds of the wall and of the processor, and the process's peak memory."""
     wall, processor = time.perf_counter(), time.process_time()
-    fitted = signals.fit_signals(histories, vectors, signals.FUSION, days)
+    fitted = fusion.fit_signals(histories, vectors, fusion.FUSION, days)
     counted = time.perf_counter()
     fusion.fuse(fitted, dict.fromkeys(fitted, 1.0), task)
     return {
@@ -120,7 +120,7 @@ def main() -> None:
     rows = []
     if arguments.raw_dir:
         from gloss_utils import raw_data
-        from gloss_utils.encoders import encode
+        from gloss_utils.dense import encode
 
         with tempfile.TemporaryDirectory() as data_dir:
             prepared = raw_data.prepare("beauty", raw_dir=arguments.raw_dir, data_dir=data_dir, progress=False)

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils import plotting
-from gloss_utils.hits import Hits
 from gloss_utils.metrics import evaluate
 from gloss_utils.paths import PROJECT_ROOT, show, write_atomically
 from gloss_utils.ranking import POLICIES, rank_items
+from gloss_utils.retrieval import Hits
 
 NUM_USERS, NUM_ITEMS, TEXTS, DEPTH = 22_363, 12_094, 5, 20
 LIMIT_SECONDS = 1.0

@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils import plotting, raw_data
-from gloss_utils.dense import build_hnsw, search_hnsw
-from gloss_utils.encoders import encode
-from gloss_utils.hits import top_k
+from gloss_utils.dense import build_hnsw, encode, search_hnsw
 from gloss_utils.paths import PROJECT_ROOT, show, write_atomically
+from gloss_utils.retrieval import top_k
 
 SIZES = [10_000, 30_000, 100_000, 300_000, 1_000_000]
 EFFORTS = [32, 128, 512]

@@ -14,15 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from gloss_utils import finetuning, raw_data, tiny_llama
+from gloss_utils.finetuning import SeededOrder, TrainingSettings, tokenize, training_texts
 from gloss_utils.paths import PROJECT_ROOT, write_atomically
-from gloss_utils.training_loop import training_texts
-from gloss_utils.training_texts import SeededOrder, Settings, tokenize
 
 FASTER = 1.5  # what batches of like lengths must reach
 SAME_LOSS = 0.03  # nats: the validation losses of the two may differ by so much
 
 
-def padding_factor(prepared, tokenizer, settings: Settings) -> float:
+def padding_factor(prepared, tokenizer, settings: TrainingSettings) -> float:
     """Work out how many positions the batches of an epoch have for each token in them."""
     lengths = [len(ids) for ids in tokenize(training_texts(prepared, settings), tokenizer, settings)["input_ids"]]
     order = list(SeededOrder(lengths, settings.batch_size, settings.order == "by_length", settings.seed))
@@ -31,7 +30,7 @@ def padding_factor(prepared, tokenizer, settings: Settings) -> float:
     return positions / sum(lengths)
 
 
-def measure(prepared, settings: Settings) -> dict:
+def measure(prepared, settings: TrainingSettings) -> dict:
     """Fine-tune once and read the log: tokens per second over all steps, and the last validation loss."""
     _, tokenizer = finetuning.load_base("tiny-llama", prepared.paths, settings)
     log = finetuning.finetune(prepared, "tiny-llama", settings, name="bench")
@@ -55,7 +54,7 @@ def main() -> None:
 
     dataset = "beauty" if options.raw_dir else "sample"
     raw_dir = options.raw_dir or PROJECT_ROOT / "data" / "sample" / "raw"
-    settings = Settings(
+    settings = TrainingSettings(
         learning_rate=5e-3,
         alpha=32,
         warmup_steps=5,
@@ -67,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         max_users = 1000 if options.raw_dir else 0
         prepared = raw_data.prepare(dataset, raw_dir, scratch, max_users=max_users, progress=False)
-        tiny_llama.grow(
+        tiny_llama.pretrain_base(
             prepared.catalog["text"], prepared.paths.base_model("tiny-llama"), tiny_llama.Recipe(epochs=6)
         )
         rows = [measure(prepared, replace(settings, order=order)) for order in ("shuffled", "by_length")]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from .choices import check
-from .hits import Hits, Index, blocks, no_hits, seen_mask, top_k
+from .paths import check_choice
+from .retrieval import Hits, Index, blocks, no_hits, seen_mask, top_k
 from .splits import Task
 
 DROPS = ("none", "query", "seen")
@@ -45,7 +45,7 @@ def popularity_weighted(task: Task, counts: np.ndarray, k: int = 10, seed: int =
 
 def most_popular(task: Task, counts: np.ndarray, k: int = 10, drop: str = "none") -> np.ndarray:
     """Recommend the same best-sellers to everyone; `drop="seen"` leaves out what the user has."""
-    check(drop, ("none", "seen"), "drop")
+    check_choice(drop, ("none", "seen"), "drop")
     depth = k + max(map(len, task.seen_items), default=0) if drop == "seen" else k
     best = top_k(counts[None].astype(np.float32), min(depth, len(counts)), floor=0.0).items
     lists = np.broadcast_to(best, (len(task), best.shape[1]))
@@ -75,7 +75,7 @@ def lis(task: Task, index: Index, k: int = 10, drop: str = "none") -> np.ndarray
 
 def lis_with_scores(task: Task, index: Index, k: int = 10, drop: str = "none") -> Hits:
     """`lis`, with the retriever's scores."""
-    check(drop, DROPS, "drop")
+    check_choice(drop, DROPS, "drop")
     last, user_of = np.unique([items[-1] for items in task.seen_items], return_inverse=True)
     texts = [index.texts[item] for item in last]
     if drop == "none":
@@ -125,7 +125,7 @@ def keep_unseen(items: np.ndarray, seen: Sequence[np.ndarray] | None, k: int) ->
     return take_places(items, first_places(masked, k))
 
 
-def purchases(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
+def interaction_matrix(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
     """Who bought what in the training part: float32 [num_users, num_items] of ones."""
     lengths = [len(items) for items in histories]
     pointers = np.concatenate([[0], np.cumsum(lengths)])
@@ -143,7 +143,7 @@ def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matr
         histories: item numbers per user, of the training part only; an item counts once per user.
         num_items: of the catalog.
     """
-    bought = purchases(histories, num_items)
+    bought = interaction_matrix(histories, num_items)
     norm = sp.diags(1.0 / np.sqrt(np.maximum(np.asarray(bought.sum(axis=0)).ravel(), 1)), dtype=np.float32)
     together = (norm @ (bought.T @ bought) @ norm).tolil()
     together.setdiag(0)

@@ -5,17 +5,173 @@ pass, and no division by the length (a short title is not a better title per tok
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from .choices import check
-from .sampling import UserSampler
-from .strategies import STRATEGIES as STRATEGIES
-from .strategies import Strategy, get_strategy
-from .training_texts import truncate_prompt
+from .paths import check_choice
+from .prompts import NEXT_ITEM, truncate_prompt
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How texts are drawn from the model. The defaults are the paper's (section 4.1.4) and the primer's.
+
+    Attributes:
+        name: what files and tables call it.
+        num_texts: texts drawn per user; beam search keeps as many beams.
+        temperature: 0 is beam search; above 0, independent samples at this temperature.
+        top_k: a sample's next token is among the `top_k` likeliest...
+        top_p: ...and among the likeliest that together hold this much probability.
+        max_new_tokens: the answer's limit, in tokens.
+        length_penalty: beams are ranked by log-probability / length ** length_penalty. At 0 the beam score
+            is the total log-probability and the search is exact about when to stop; 1 is transformers'
+            default, the mean per token.
+        constrained: every beam is the text of a catalog item.
+        deduplicate: keep each text once, likeliest first (CALRec).
+    """
+
+    name: str
+    num_texts: int = 5
+    temperature: float = 0.0
+    top_k: int = 50
+    top_p: float = 0.95
+    max_new_tokens: int = 50
+    length_penalty: float = 0.0
+    constrained: bool = False
+    deduplicate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_texts < 1 or self.max_new_tokens < 1 or self.temperature < 0:
+            raise ValueError(
+                f"strategy '{self.name}': num_texts and max_new_tokens must be 1 or more, temperature 0 or more"
+            )
+        if self.constrained and self.temperature:
+            raise ValueError(f"strategy '{self.name}': constrained generation is beam search, set temperature to 0")
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in [
+        Strategy("beam5"),
+        Strategy("beam5mean", length_penalty=1.0),
+        Strategy("temp0.1", temperature=0.1),
+        Strategy("temp0.2", temperature=0.2),
+        Strategy("temp0.5", temperature=0.5),
+        Strategy("calrec32", num_texts=32, temperature=0.5, deduplicate=True),
+        Strategy("constrained5", constrained=True),
+    ]
+}
+
+
+def get_strategy(strategy: str | Strategy) -> Strategy:
+    """Look a strategy up by name, or pass one's own through.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    return strategy if isinstance(strategy, Strategy) else STRATEGIES[check_choice(strategy, STRATEGIES, "strategy")]
+
+
+class UserSampler(LogitsProcessor):
+    """Sample with temperature, top-k and top-p, each user from a random stream of its own.
+
+    `generate(do_sample=True)` draws for the whole batch from one stream, so a user's texts change with its
+    neighbours. Here the draw is made visible: add Gumbel noise to the logits / temperature and take the
+    largest, which is a sample from their softmax. The chosen token's log-probability under the unmodified
+    model is summed on the way, so the samples' likelihoods cost nothing and no step's scores are kept.
+
+    Attributes:
+        scores: total log-probability per row so far, [batch * texts].
+    """
+
+    def __init__(self, strategy: Strategy, seeds: list[int], eos_token_id: int, device) -> None:
+        self.strategy = strategy
+        self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.eos_token_id = eos_token_id
+        rows = len(seeds) * strategy.num_texts
+        self.scores = torch.zeros(rows, device=device)
+        self.running = torch.ones(rows, dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return scores [rows, vocabulary] in which only the drawn token is possible."""
+        likeliest, tokens = (logits / self.strategy.temperature).topk(min(self.strategy.top_k, logits.shape[-1]))
+        probabilities = likeliest.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        likeliest = likeliest.masked_fill(before >= self.strategy.top_p, -torch.inf)
+        drawn = tokens.gather(1, (likeliest + self._gumbel(likeliest)).argmax(-1, keepdim=True))
+        log_probability = logits.log_softmax(-1).gather(1, drawn).squeeze(1)
+        self.scores += torch.where(self.running, log_probability, 0.0)
+        self.running &= drawn.squeeze(1) != self.eos_token_id
+        return torch.full_like(logits, -torch.inf).scatter(1, drawn, 0.0)
+
+    def _gumbel(self, like: torch.Tensor) -> torch.Tensor:
+        shape = (self.strategy.num_texts, like.shape[-1])
+        noise = [torch.empty(shape, device=like.device).exponential_(generator=stream) for stream in self.streams]
+        return -torch.cat(noise).log()
+
+
+class CatalogTrie:
+    """Which token may follow which beginning of a catalog text.
+
+    Args:
+        texts: the catalog's item texts.
+        tokenizer: the model's.
+
+    Attributes:
+        allowed: from the tokens so far to the tokens that continue some text; the end-of-text token where a
+            text is complete.
+
+    Raises:
+        ValueError: the catalog is empty.
+    """
+
+    def __init__(self, texts: Iterable[str], tokenizer) -> None:
+        texts = sorted(set(texts))
+        if not texts:
+            raise ValueError("the catalog is empty: there is nothing to constrain the beams to")
+        # Encoded behind `### Next item:` as in training, whose own tokens are then taken off again: some
+        # tokenizers start a text differently from how they continue one.
+        offset = len(tokenizer(NEXT_ITEM, add_special_tokens=False)["input_ids"])
+        encoded = tokenizer([NEXT_ITEM + text for text in texts], add_special_tokens=False)["input_ids"]
+        following: dict[tuple[int, ...], set[int]] = {}
+        for ids in encoded:
+            answer = [*ids[offset:], tokenizer.eos_token_id]
+            for position, token in enumerate(answer):
+                following.setdefault(tuple(answer[:position]), set()).add(token)
+        self.allowed = {prefix: sorted(tokens) for prefix, tokens in following.items()}
+        self.longest = max(map(len, encoded)) - offset + 1
+
+    def processor(self, prompt_length: int) -> LogitsProcessor:
+        """The trie as transformers wants it, for prompts of `prompt_length` tokens."""
+        return TrieProcessor(self.allowed, prompt_length)
+
+
+class TrieProcessor(LogitsProcessor):
+    """Set every token that does not continue a catalog text to minus infinity.
+
+    The allowed tokens' log-probabilities stay as the model gave them, so a beam's score is still the text's
+    log-probability among all texts, comparable with free beams.
+    """
+
+    def __init__(self, allowed: dict[tuple[int, ...], list[int]], prompt_length: int) -> None:
+        self.allowed = allowed
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Mask scores [rows, vocabulary]; a row whose text has left the trie keeps nothing."""
+        rows, columns = [], []
+        for row, so_far in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            tokens = self.allowed.get(tuple(so_far), ())
+            rows += [row] * len(tokens)
+            columns += tokens
+        kept = torch.tensor([rows, columns], dtype=torch.long, device=scores.device)
+        masked = torch.full_like(scores, -torch.inf)
+        masked[kept[0], kept[1]] = scores[kept[0], kept[1]]
+        return masked
+
 
 NO_BEAM = -1e8  # transformers marks a beam that does not exist with -1e9
 MAX_PADDING = 0.2  # of a batch's tokens
@@ -163,7 +319,7 @@ def generate_batches(
     strategy = get_strategy(strategy)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: at least one user per batch")
-    if check(engine, ("transformers", "vllm"), "engine") == "vllm":
+    if check_choice(engine, ("transformers", "vllm"), "engine") == "vllm":
         from . import vllm_engine
 
         yield from vllm_engine.generate_batches(

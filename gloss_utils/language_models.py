@@ -8,10 +8,8 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
-from .choices import check
-from .hub import check_reachable
-from .paths import DatasetPaths, resolve
-from .resources import free_memory, has_fast_bf16
+from .paths import DatasetPaths, check_choice, resolve
+from .resources import check_reachable, free_memory, has_fast_bf16
 
 TINY_LLAMA = "tiny-llama"
 # Unsloth's copies: the same weights as Meta's, already quantized, and without the licence form in front.
@@ -36,7 +34,7 @@ def choose_engine(engine: str = "auto") -> tuple[str, str]:
     Raises:
         ValueError: an unknown name, or Unsloth where it cannot run.
     """
-    check(engine, ENGINES, "engine")
+    check_choice(engine, ENGINES, "engine")
     missing = None
     if not torch.cuda.is_available():
         missing = "there is no GPU here, and Unsloth does not import without one"
@@ -69,7 +67,7 @@ def locate(model: str, paths: DatasetPaths, quantize: bool = True) -> str:
         return str(resolve(model))
     if "/" in model:
         return model
-    check(model, [TINY_LLAMA, *REPOSITORIES], "model")
+    check_choice(model, [TINY_LLAMA, *REPOSITORIES], "model")
     return REPOSITORIES[model] if quantize else REPOSITORIES[model].removesuffix("-bnb-4bit")
 
 

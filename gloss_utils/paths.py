@@ -1,9 +1,12 @@
 """Where every artifact lives. No other module knows a file name."""
 
+import difflib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,3 +162,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
             shutil.rmtree(path)
         os.replace(temporary, path)
     return path
+
+
+def check_choice(value: str, choices: Iterable[str], what: str) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Args:
+        value: what the caller gave.
+        choices: the known names.
+        what: what is being named, as the sentence should say it ("policy", "encoder").
+
+    Raises:
+        ValueError: it is not; the message lists the choices and the nearest one.
+
+    >>> check_choice("scor", ["score", "rrf"], "policy")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown policy 'scor': did you mean 'score'? Known: rrf, score
+    """
+    choices = sorted(choices)
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise ValueError(f"unknown {what} '{value}': {hint}Known: {', '.join(choices)}")
+
+
+def digest(value: object) -> str:
+    """Tell one value from another: 16 hexadecimal digits of the SHA-256 of its JSON.
+
+    >>> digest(["a", 1]) == digest(["a", 1.5])
+    False
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

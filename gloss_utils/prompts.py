@@ -98,3 +98,26 @@ def keep_recent_items(item_texts: Sequence[str], token_counts: Sequence[int], ma
         first -= 1
         room -= token_counts[first]
     return list(item_texts[first:])
+
+
+def truncate_prompt(prompt: str, tokenizer, max_tokens: int, truncation: str = "left") -> list[int]:
+    """Fit a prompt into a number of tokens.
+
+    Args:
+        prompt: a history in the template.
+        tokenizer: of the model.
+        max_tokens: room for the prompt, BOS included.
+        truncation: `left`, as the paper, or `oldest`.
+    """
+    ids = tokenizer(prompt)["input_ids"]
+    if len(ids) <= max_tokens:
+        return ids
+    if truncation == "oldest":
+        _, items = split_prompt(prompt)
+        counts = [len(tokenizer("\n" + item, add_special_tokens=False)["input_ids"]) for item in items]
+        room = max_tokens - (len(ids) - sum(counts))
+        ids = tokenizer(build_prompt(keep_recent_items(items, counts, room)))["input_ids"]
+    cut = ids[-max_tokens:]
+    if len(cut) < len(ids) and ids[0] == tokenizer.bos_token_id:
+        cut[0] = ids[0]  # generation's tokenizer keeps BOS when it truncates, so training does too
+    return cut

@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import download, own_tables, prompts, raw_files, sample_store
-from .choices import check
-from .paths import dataset_paths, resolve, write_atomically
-from .split_rows import save_splits
-from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties
+from . import prompts, raw_files
+from .paths import check_choice, dataset_paths, resolve, show, write_atomically
+from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties, save_splits
 
 CATEGORIES = {
     "sample": "Sample",
@@ -137,13 +135,13 @@ def prepare(
     raw = resolve(raw_dir) if raw_dir else paths.raw
     report = Report()
     if "/" in dataset or "\\" in dataset:
-        reviews, items = own_tables.read_tables(raw, columns or {})
+        reviews, items = raw_files.read_tables(raw, columns or {})
         report.add("rows read", reviews, 0)
     else:
         reviews, items = _read_category(dataset, raw, report, progress)
     interactions, catalog = clean(reviews, items, report)
     interactions = keep_users(interactions, max_users, seed).reset_index(drop=True)
-    if check(tie_order, TIE_ORDERS, "tie order") != "asin":
+    if check_choice(tie_order, TIE_ORDERS, "tie order") != "asin":
         interactions = order_ties(interactions, tie_order, seed)
     if max_users:
         report.add(
@@ -160,7 +158,7 @@ def category_files(dataset: str, raw_dir: str | Path) -> tuple[Path, Path]:
     >>> [path.name for path in category_files("toys", "raw")]
     ['reviews_Toys_and_Games_5.json.gz', 'meta_Toys_and_Games.json.gz']
     """
-    category = CATEGORIES[check(dataset, CATEGORIES, "data set")]
+    category = CATEGORIES[check_choice(dataset, CATEGORIES, "data set")]
     raw = resolve(raw_dir)
     return raw / f"reviews_{category}_5.json.gz", raw / f"meta_{category}.json.gz"
 
@@ -170,7 +168,12 @@ def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> t
     files = category_files(dataset, raw)
     for path in files:
         if not path.exists():
-            sample_store.write(raw) if dataset == "sample" else download.fetch(path, progress)
+            if dataset == "sample":
+                raise FileNotFoundError(
+                    f"{path.name} is missing from {show(raw)}: it comes with the repository; restore it, or make it "
+                    "again with `python tools/make_sample_store.py`"
+                )
+            raw_files.fetch(path, progress)
     reviews, broken = raw_files.read_reviews(files[0], progress)
     report.add("malformed lines in the reviews", reviews, broken.count, "; ".join(broken.examples))
     items, broken = raw_files.read_metadata(files[1], set(reviews["asin"].unique()), progress)

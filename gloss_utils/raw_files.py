@@ -1,18 +1,25 @@
-"""Read the UCSD files: gzipped JSON lines of reviews, gzipped Python literals of metadata, some of them broken."""
+"""Fetch the raw files of Amazon 2014 where they are missing."""
 
 import ast
 import gzip
+import http.client
 import json
+import os
 import re
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.json
 from tqdm.auto import tqdm
+
+from .paths import show
 
 MAX_BROKEN_SHARE = 0.01  # above this the file is not what it should be
 BLOCK_BYTES = 8 << 20  # text held at a time while reading; bounds the memory
@@ -189,3 +196,157 @@ def _parse_item(text: str) -> dict | None:
     except (SyntaxError, ValueError):
         return None
     return item if isinstance(item, dict) and isinstance(item.get("asin"), str) else None
+
+
+DEFAULT_COLUMNS = {"user": "user", "item": "item", "timestamp": "timestamp", "title": "title"}
+SUFFIXES = (".parquet", ".csv")
+# A number of seconds since 1970 stays below this until the year 5138; finer units are far above it.
+MAX_SECONDS = 100_000_000_000
+
+
+def read_tables(raw_dir: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read `interactions` and `items`.
+
+    Args:
+        raw_dir: the folder that holds `interactions.csv` or `.parquet`, and `items.csv` or `.parquet`.
+        columns: what the files call `user, item, timestamp, title`; what is left out keeps that name.
+
+    Returns:
+        reviews (`reviewer_id, asin, timestamp` in int64 seconds) and items (`asin, title`).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a column is missing, or a timestamp cannot be read.
+    """
+    unknown = set(columns) - set(DEFAULT_COLUMNS)
+    if unknown:
+        raise ValueError(f"unknown column role '{unknown.pop()}': choose from {', '.join(DEFAULT_COLUMNS)}")
+    names = DEFAULT_COLUMNS | columns
+    interactions = _read(raw_dir, "interactions", [names["user"], names["item"], names["timestamp"]])
+    items = _read(raw_dir, "items", [names["item"], names["title"]])
+    interactions.columns = ["reviewer_id", "asin", "timestamp"]
+    items.columns = ["asin", "title"]
+    interactions["timestamp"] = to_seconds(interactions["timestamp"])
+    interactions = interactions.astype({"reviewer_id": str, "asin": str})
+    return interactions, items.astype({"asin": str})
+
+
+def _read(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    found = [raw_dir / (name + suffix) for suffix in SUFFIXES if (raw_dir / (name + suffix)).exists()]
+    if not found:
+        raise FileNotFoundError(f"no {name}.csv or {name}.parquet in {show(raw_dir)}: put one there")
+    path = found[0]
+    if path.suffix == ".csv":  # ids are text: '007' must not become 7, nor 'NA' a missing value
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    else:
+        table = pd.read_parquet(path)
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{path.name} has no column '{missing[0]}': it has {', '.join(table.columns)}; "
+            f'name yours, as in columns={{"user": "{table.columns[0]}"}}'
+        )
+    empty = table[columns[:2]].isna().to_numpy()  # ids; a missing title is dealt with later
+    if name == "interactions" and empty.any():
+        row, column = np.argwhere(empty)[0]
+        raise ValueError(f"row {row + 1} of {path.name} has no '{columns[column]}': fill it or drop the row")
+    return table[columns].copy()
+
+
+def to_seconds(timestamps: pd.Series) -> pd.Series:
+    """Turn seconds, milliseconds (or finer) or dates into int64 seconds since 1970.
+
+    Args:
+        timestamps: numbers, numbers as text, dates as text, or datetimes.
+
+    Raises:
+        ValueError: one is missing or cannot be read.
+
+    >>> to_seconds(pd.Series(["2014-07-23", "2014-07-24"])).tolist()
+    [1406073600, 1406160000]
+    """
+    numbers = pd.to_numeric(timestamps, errors="coerce")
+    if pd.api.types.is_datetime64_any_dtype(timestamps) or numbers.isna().all():
+        dates = pd.to_datetime(timestamps, errors="coerce", utc=True)
+        _refuse_missing(dates, timestamps)
+        return pd.Series(dates.astype("datetime64[s, UTC]").astype("int64"), index=timestamps.index)
+    _refuse_missing(numbers, timestamps)
+    unit = 1
+    while np.abs(numbers.median()) / unit > MAX_SECONDS:
+        unit *= 1000  # milliseconds, microseconds, nanoseconds
+    return (numbers // unit).astype("int64")
+
+
+def _refuse_missing(values: pd.Series, timestamps: pd.Series) -> None:
+    if values.isna().any():
+        row = int(np.argmax(values.isna().to_numpy()))
+        raise ValueError(
+            f"timestamp {timestamps.iloc[row]!r} in row {row + 1} of the interactions cannot be read: "
+            "use seconds, milliseconds or dates"
+        )
+
+
+# The hosts of McAuley's Amazon data of 2014, tried in this order.
+ADDRESSES = (
+    "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
+    "https://mcauleylab.ucsd.edu/public_datasets/data/amazon/categoryFiles/",
+)
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 20
+
+
+def fetch(path: Path, progress: bool = True, addresses: tuple[str, ...] = ()) -> Path:
+    """Download one raw file; resume where an earlier try stopped.
+
+    Args:
+        path: where it goes; its name is its name on the host too.
+        progress: show a bar.
+        addresses: folders that hold it; those of the data set's hosts by default.
+
+    Raises:
+        FileNotFoundError: no host has sent it; the sentence says which file to put where.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reasons = []
+    addresses = addresses or ADDRESSES
+    for address in addresses:
+        try:
+            return _fetch_from(address + path.name, path, progress)
+        except (urllib.error.URLError, OSError) as error:
+            reasons.append(str(error))
+    raise FileNotFoundError(
+        f"{path.name} is missing and could not be downloaded ({reasons[-1]}): get it from {addresses[0]}{path.name} "
+        f"and put it in {show(path.parent)}, or set RAW_DIR to the folder that holds it"
+    )
+
+
+def _fetch_from(address: str, path: Path, progress: bool) -> Path:
+    """Append what is missing to `<name>.part`, check the size, rename."""
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    with _open(address, have) as response:
+        resumed = response.status == 206
+        have = have if resumed else 0  # a host that ignores the range sends everything again
+        total = have + int(response.headers.get("Content-Length", 0))
+        with (
+            part.open("ab" if resumed else "wb") as out,
+            tqdm(total=total, initial=have, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar,
+        ):
+            while chunk := response.read(CHUNK_BYTES):
+                out.write(chunk)
+                bar.update(len(chunk))
+    if part.stat().st_size != total:
+        raise OSError(f"{part.stat().st_size} of {total} bytes came; run it again to resume")
+    os.replace(part, path)
+    return path
+
+
+def _open(address: str, have: int) -> http.client.HTTPResponse:
+    """Ask for what is missing; for everything where the host has nothing beyond what is there."""
+    try:
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        return urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return _open(address, 0)
+        raise

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import prompts
-from .choices import check
+from .paths import check_choice
 from .ranking import CALREC_WEIGHT, POLICIES, rank_with_scores
 from .splits import load_prepared, training_histories
 
@@ -47,7 +47,7 @@ class Recommender:
     weight: float = CALREC_WEIGHT
 
     def __post_init__(self):
-        check(self.policy, POLICIES, "policy")
+        check_choice(self.policy, POLICIES, "policy")
         self._rows = {asin: [row] for row, asin in enumerate(self.catalog["asin"])}
         # With other ids, ten capital letters are more likely a title than an unknown asin.
         self._amazon_ids = all(map(ASIN.fullmatch, self._rows))
@@ -82,12 +82,10 @@ class Recommender:
             FileNotFoundError: an artifact is missing; the message says which notebook makes it.
             ValueError: an unknown retriever, policy, strategy or encoder.
         """
-        check(policy, POLICIES, "policy")  # before the model, which takes seconds
-        from .constrained import CatalogTrie
+        check_choice(policy, POLICIES, "policy")  # before the model, which takes seconds
+        from .dense import build_index
         from .finetuning import load_finetuned
-        from .generation import generate
-        from .retrieval import build_index
-        from .strategies import get_strategy
+        from .generation import CatalogTrie, generate, get_strategy
 
         strategy = get_strategy(strategy)
         prepared = load_prepared(dataset, data_dir)

@@ -1,29 +1,26 @@
 """Memory and time per step, on a GPU or a CPU."""
 
-import csv
 import gc
-import time
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import httpx
 import pandas as pd
 import psutil
 import torch
-from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from huggingface_hub import HfApi, try_to_load_from_cache
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from .paths import PROJECT_ROOT, check_choice
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 MIB = 2**20
-LOG_COLUMNS = (
-    "step",
-    "epoch",
-    "split",
-    "loss",
-    "learning_rate",
-    "step_seconds",
-    "tokens_per_second",
-    "allocated_mib",
-    "reserved_mib",
-    "resident_mib",
-)
 
 
 def has_fast_bf16() -> bool:
@@ -62,88 +59,200 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-class TrainingLog(TrainerCallback):
-    """Shows a progress bar and writes `training_log.csv` as the run goes: a row per step and per evaluation.
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "bm25s", "sentence-transformers")
+GIB = 2**30
 
-    A run that is cut off still tells how far it came. A run that resumes continues the file behind the
-    checkpoint's step; what came after it is written anew.
+
+def describe_machine() -> pd.DataFrame:
+    """List cores, memory, disk, GPU and Python, one row each: what, found, enough.
+
+    `enough` speaks of the sample profile: two cores, 6 GiB of memory, 2 GiB of disk; a GPU is never needed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory().total / GIB
+    disk = shutil.disk_usage(PROJECT_ROOT).free / GIB
+    rows = [
+        ("Python", platform.python_version(), platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))),
+        ("CPU cores", f"{cores}", cores >= 2),
+        ("memory", f"{memory:.0f} GiB", memory >= 6),
+        ("free disk", f"{disk:.0f} GiB", disk >= 2),
+        ("GPU", gpu_name() or "none: everything runs on the CPU", True),
+    ]
+    return pd.DataFrame(rows, columns=["what", "found", "enough"])
+
+
+def gpu_name() -> str:
+    """Name the first GPU with its memory, or return an empty string."""
+    if not torch.cuda.is_available():
+        return ""
+    found = torch.cuda.get_device_properties(0)
+    return f"{found.name}, {found.total_memory / GIB:.0f} GiB"
+
+
+def suggest_profile() -> str:
+    """Return the profile for this machine: `paper` with a GPU of 8 GiB or more, else `sample`.
+
+    The paper fine-tunes Llama-3.2-3B in under 5.5 GB and Llama-3.1-8B in under 9 GB (primer, part 2).
+    """
+    big_enough = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory >= 8 * GIB
+    return "paper" if big_enough else "sample"
+
+
+def package_versions() -> pd.DataFrame:
+    """List the versions that shape the results; `unsloth` is there on a GPU only."""
+    return pd.DataFrame([(name, _version(name)) for name in PACKAGES], columns=["package", "version"])
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+TIMEOUT = 10  # seconds for the one question
+
+
+def check_reachable(source: str) -> None:
+    """Return if a model is on this disk, in the hub's cache, or on the hub.
 
     Args:
-        path: of the CSV.
+        source: a directory or a hub id ("owner/name").
+
+    Raises:
+        OSError: none of these; the message is the hub's.
     """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.started = self.seconds = 0.0
-        self.tokens = 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = read_log(self.path) if state.global_step and self.path.exists() else pd.DataFrame(columns=LOG_COLUMNS)
-        kept[kept["step"] <= state.global_step].to_csv(self.path, index=False)
-        self.tokens = state.num_input_tokens_seen
-        self.progress = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.progress.close()
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()  # so that each row has the peak of its own step
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds = time.perf_counter() - self.started
-        self.progress.update()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            tokens, self.tokens = state.num_input_tokens_seen - self.tokens, state.num_input_tokens_seen
-            self._write(
-                state,
-                split="train",
-                loss=logs["loss"],
-                learning_rate=logs["learning_rate"],
-                step_seconds=self.seconds,
-                tokens_per_second=tokens / max(self.seconds, 1e-9),
-            )
-        elif "eval_loss" in logs:
-            self._write(state, split="validation", loss=logs["eval_loss"])
-            self.progress.set_postfix({"validation loss": f"{logs['eval_loss']:.3f}"})
-
-    def _write(self, state, **numbers):
-        row = {"step": state.global_step, "epoch": state.epoch, **numbers, **memory()}
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, LOG_COLUMNS).writerow(row)
+    if Path(source).is_dir():
+        return
+    try:
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return
+        HfApi().model_info(source, timeout=TIMEOUT)
+    except (httpx.HTTPError, ValueError) as error:  # no network; not an id, such as a mistyped directory
+        raise OSError(str(error)) from error
 
 
-def read_log(path: str | Path) -> pd.DataFrame:
-    """Read a `training_log.csv`; a last line that a kill cut in half is left out.
+GB = 1e9
+# 4 bits, and with double quantization 0.127 bits of scales for each weight (QLoRA, section 3).
+NF4_BYTES = (4 + 0.127) / 8
+BF16_BYTES = 2
+ADAMW_BYTES = 4 + 4 + 4 + 4  # fp32: the weight, its gradient, and two moments
+
+LLAMA_SHAPES = {
+    "llama-3.2-1b": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "tied": True},
+    "llama-3.2-3b": {"hidden_size": 3072, "num_hidden_layers": 28, "intermediate_size": 8192, "tied": True},
+    "llama-3.1-8b": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "tied": False},
+}
+ATTENTION_HEADS = {"llama-3.2-1b": 32, "llama-3.2-3b": 24, "llama-3.1-8b": 32}
+# The primer's figures: trainable weights in millions, and the peak that "usage stays under" in GB.
+PAPER_TRAINABLE = {"llama-3.2-1b": 11, "llama-3.2-3b": 24, "llama-3.1-8b": 42}
+PAPER_PEAK_GB = {"llama-3.2-1b": 4.0, "llama-3.2-3b": 5.5, "llama-3.1-8b": 9.0}
+PARTS = (
+    "projections, 4 bit",
+    "embeddings, head, norms",
+    "adapter and AdamW",
+    "kept activations",
+    "one layer at work",
+    "logits",
+)
+
+
+def llama_config(model: str) -> LlamaConfig:
+    """Write down a Llama-3's configuration.
 
     Args:
-        path: of the CSV.
+        model: `llama-3.2-1b`, `llama-3.2-3b` or `llama-3.1-8b`.
     """
-    log = pd.read_csv(path, on_bad_lines="skip")
-    return log[log["split"].isin(["train", "validation"]) & log["loss"].notna()].reset_index(drop=True)
+    shape = dict(LLAMA_SHAPES[check_choice(model, LLAMA_SHAPES, "Llama")])
+    return LlamaConfig(
+        vocab_size=128_256,
+        tie_word_embeddings=shape.pop("tied"),
+        num_attention_heads=ATTENTION_HEADS[model],
+        num_key_value_heads=8,
+        head_dim=shape["hidden_size"] // ATTENTION_HEADS[model],
+        **shape,
+    )
 
 
-class TimeLimit(TrainerCallback):
-    """Stops the training after some minutes, evaluated and saved like any other end.
+def count_weights(config: LlamaConfig, rank: int = 16) -> dict[str, int]:
+    """Count the weights of a model with a LoRA adapter; nothing is allocated, the tensors have shapes only.
 
     Args:
-        minutes: 0 for no limit.
+        config: of the model.
+        rank: of the adapter.
+
+    Returns:
+        `projections` (what QLoRA keeps in 4 bits), `other` (embeddings, norms, head) and `adapter`.
     """
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+        model.tie_weights()
+        adapted = get_peft_model(
+            model,
+            LoraConfig(r=rank, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"),
+            low_cpu_mem_usage=True,
+        )
+    counts = {"projections": 0, "other": 0, "adapter": 0}
+    for name, weight in adapted.named_parameters():
+        kind = "adapter" if "lora_" in name else "projections" if "base_layer" in name else "other"
+        counts[kind] += weight.numel()
+    return counts
 
-    def __init__(self, minutes: float):
-        self.minutes = minutes
-        self.deadline = float("inf")
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.minutes:
-            self.deadline = time.monotonic() + 60 * self.minutes
+def estimate_memory(config: LlamaConfig, rank: int = 16, batch_size: int = 4, tokens: int = 1024) -> dict[str, float]:
+    """Estimate the peak of a QLoRA step with gradient checkpointing, in GB (1e9 bytes).
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() > self.deadline:
-            control.should_training_stop = True
-            control.should_evaluate = True
-            control.should_save = True
+    Args:
+        config: of the model.
+        rank: of the adapter.
+        batch_size: texts at once; gradient accumulation costs nothing.
+        tokens: length of the padded batch.
+
+    Returns:
+        One figure per part, and `total`. Not in it: the CUDA context (0.3 to 0.6 GB) and fragmentation.
+    """
+    counts = count_weights(config, rank)
+    positions = batch_size * tokens
+    # Checkpointing keeps each layer's input, and recomputes one layer at a time: its largest tensors are the
+    # MLP's gate, up, their product, and the gradients of these.
+    layer_inputs = positions * config.hidden_size * config.num_hidden_layers * BF16_BYTES
+    one_layer = positions * (6 * config.intermediate_size + 8 * config.hidden_size) * BF16_BYTES
+    # One projection at a time is unpacked to bf16.
+    unpacked = config.hidden_size * config.intermediate_size * BF16_BYTES
+    # A fused loss writes the logits in chunks; so one text's worth, in fp32, with its gradient.
+    logits = 2 * tokens * config.vocab_size * 4
+    sizes = (
+        counts["projections"] * NF4_BYTES,
+        counts["other"] * BF16_BYTES,
+        counts["adapter"] * ADAMW_BYTES,
+        layer_inputs,
+        one_layer + unpacked,
+        logits,
+    )
+    parts = {name: size / GB for name, size in zip(PARTS, sizes)}
+    return {**parts, "total": sum(parts.values())}
+
+
+def paper_table(rank: int = 16, batch_size: int = 4, tokens: int = 1024) -> pd.DataFrame:
+    """Put trainable weights and estimated peaks of the three Llamas beside the paper's.
+
+    Args:
+        rank, batch_size, tokens: as in `estimate_memory`.
+
+    Returns:
+        One row per model: `model, trainable_millions, paper_trainable_millions`, the parts, `total` and
+        `paper_peak` in GB.
+    """
+    rows = []
+    for model in LLAMA_SHAPES:
+        config = llama_config(model)
+        rows.append(
+            {
+                "model": model,
+                "trainable_millions": count_weights(config, rank)["adapter"] / 1e6,
+                "paper_trainable_millions": PAPER_TRAINABLE[model],
+                **estimate_memory(config, rank, batch_size, tokens),
+                "paper_peak": PAPER_PEAK_GB[model],
+            }
+        )
+    return pd.DataFrame(rows)

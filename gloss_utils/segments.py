@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .choices import check
 from .metrics import REAL_DATA_SOURCE, summarize
-from .paths import write_atomically
+from .paths import check_choice, write_atomically
 from .splits import Prepared
 
 SEGMENTS = ("cold-start", "regular", "power")
@@ -56,7 +55,7 @@ def thresholds_by(rule: str, dataset: str, lengths: np.ndarray) -> tuple[int, in
     Raises:
         ValueError: an unknown rule, or lengths too much alike for quantiles.
     """
-    check(rule, RULES, "rule for THRESHOLDS")
+    check_choice(rule, RULES, "rule for THRESHOLDS")
     return thresholds_for(dataset) if rule == "paper" else quantile_thresholds(lengths)
 
 
@@ -131,11 +130,11 @@ def _supported_best(values: pd.Series, segments: np.ndarray) -> str | None:
     best = max(groups, key=lambda name: groups[name].mean(), default=None)
     if best is None or len(groups) < 2:
         return None
-    leads = [lead(groups[best], group)[1] > 0 for name, group in groups.items() if name != best]
+    leads = [mean_difference(groups[best], group)[1] > 0 for name, group in groups.items() if name != best]
     return best if all(leads) else None
 
 
-def lead(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+def mean_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """The difference of the means of two groups of different people, with its 95 % interval (Welch).
 
     Returns:

@@ -229,7 +229,7 @@ def _warm_up_then_fall(step: int, steps: int) -> float:
     return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
 
 
-def grow(texts: Sequence[str], directory: str | Path, recipe: Recipe | None = None) -> pd.DataFrame:
+def pretrain_base(texts: Sequence[str], directory: str | Path, recipe: Recipe | None = None) -> pd.DataFrame:
     """Make tokenizer and base model, and save both with the log.
 
     Args:

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from .generation import Generated, encode_prompts, keep_texts, plan_batches
+from .generation import Generated, Strategy, encode_prompts, keep_texts, plan_batches
 from .paths import DatasetPaths
-from .strategies import Strategy
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # `max_lora_rank` takes no other number
 

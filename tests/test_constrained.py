@@ -7,9 +7,7 @@ import torch
 from test_generation import second_pass
 from tiny_model import TITLES, make_prompts, tiny_model, tiny_tokenizer
 
-from gloss_utils.constrained import CatalogTrie
-from gloss_utils.generation import generate
-from gloss_utils.strategies import STRATEGIES
+from gloss_utils.generation import STRATEGIES, CatalogTrie, generate
 
 
 def write(prompts, titles):

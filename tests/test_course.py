@@ -12,8 +12,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from gloss_utils import course, course_report, course_state, paths
-from gloss_utils.course_state import CourseState
+from gloss_utils import paths
+from tools import course
+from tools.course import CourseState
 
 
 def write_notebook(path, *sources, parameters="DATASET: str = 'toy'\nDATA_DIR: str = 'data'\nSTEPS: int = 3"):
@@ -43,7 +44,7 @@ def toy_course(tmp_path, monkeypatch):
         notebooks / "02_second.ipynb", WRITE + "(root / 'b.txt').write_text((root / 'a.txt').read_text() * 2)"
     )
     monkeypatch.setattr(course, "NOTEBOOKS", notebooks)
-    monkeypatch.setattr(course_state, "package_digest", lambda: "package")  # someone may be editing it
+    monkeypatch.setattr(course, "package_digest", lambda: "package")  # someone may be editing it
 
     def run(*arguments):
         places = ["--out", str(tmp_path / "runs"), "-p", "DATA_DIR", str(tmp_path / "data"), "-p", "DATASET", "toy"]
@@ -142,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_was(toy_course, tmp_path, capsys):
     write_notebook(toy_course.notebooks / "02_second.ipynb", slow)
     script = (
         "import pathlib, sys; from gloss_utils import course, course_state;"
-        "course_state.package_digest = lambda: 'package';"
+        "course.package_digest = lambda: 'package';"
         f"course.NOTEBOOKS = pathlib.Path({str(toy_course.notebooks)!r}); sys.exit(course.main(sys.argv[1:]))"
     )
     places = ["--out", str(tmp_path / "runs"), "-p", "DATA_DIR", str(tmp_path / "data"), "-p", "DATASET", "toy"]
@@ -190,7 +191,7 @@ def test_results_table_lists_test_users_best_first():
             for metric in ("recall@5", "ndcg@5")
         ]
     )  # fmt: skip
-    table = course_report.results_table(results, "toy")
+    table = course.results_table(results, "toy")
     assert table.index("tiny") < table.index("lis") and "0.9000" not in table
 
 
@@ -207,21 +208,21 @@ def test_state_survives_a_data_directory_that_is_gone(tmp_path):
     found = paths.dataset_paths("toy", tmp_path)
     state = CourseState(found)
     state.finished("01", "abc", {})
-    assert json.loads(found.course_state.read_text())["notebooks"]["01"]["fingerprint"] == "abc"
+    assert json.loads(found.course.read_text())["notebooks"]["01"]["fingerprint"] == "abc"
     shutil.rmtree(found.root)
     assert CourseState(found).notebooks == {}
 
 
 def test_a_changed_module_changes_the_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.setattr(course_state, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(course, "PROJECT_ROOT", tmp_path)
     (tmp_path / "gloss_utils").mkdir()
     module = tmp_path / "gloss_utils" / "splits.py"
     module.write_text("a = 1")
-    before = course_state.package_digest()
+    before = course.package_digest()
     (tmp_path / "gloss_utils" / "course_report.py").write_text("only the runner's words")
-    assert course_state.package_digest() == before
+    assert course.package_digest() == before
     module.write_text("a = 2")
-    assert course_state.package_digest() != before
+    assert course.package_digest() != before
 
 
 def test_a_long_silent_cell_says_that_it_is_running(toy_course, capsys, monkeypatch):
@@ -237,5 +238,5 @@ def test_pictures_in_the_text_are_in_the_page(tmp_path):
     picture = "![loss](../figures/beauty/03_loss.png)"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(picture)])
     nbformat.write(notebook, tmp_path / "03.ipynb")
-    page = course_report.write_html(tmp_path / "03.ipynb").read_text()
+    page = course.write_html(tmp_path / "03.ipynb").read_text()
     assert "data:image/png;base64," in page and "../figures" not in page

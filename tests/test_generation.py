@@ -11,10 +11,17 @@ from tiny_model import TITLES, make_prompts, prompt_of, tiny_model, tiny_tokeniz
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gloss_utils import generation
-from gloss_utils.constrained import CatalogTrie
-from gloss_utils.generation import clean_text, encode_prompts, generate, plan_batches
-from gloss_utils.sampling import UserSampler
-from gloss_utils.strategies import STRATEGIES, Strategy, get_strategy
+from gloss_utils.generation import (
+    STRATEGIES,
+    CatalogTrie,
+    Strategy,
+    UserSampler,
+    clean_text,
+    encode_prompts,
+    generate,
+    get_strategy,
+    plan_batches,
+)
 
 
 def write(prompts=None, strategy="beam5", **options):

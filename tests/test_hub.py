@@ -5,12 +5,12 @@ import time
 import httpx
 import pytest
 
-from gloss_utils import hub
+from gloss_utils import resources
 
 
 def test_a_directory_needs_no_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.HfApi, "model_info", lambda *a, **k: pytest.fail("the hub was asked"))
-    hub.check_reachable(str(tmp_path))
+    monkeypatch.setattr(resources.HfApi, "model_info", lambda *a, **k: pytest.fail("the hub was asked"))
+    resources.check_reachable(str(tmp_path))
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("no route"), ValueError("not an id")])
@@ -22,15 +22,15 @@ def test_what_the_hub_does_not_give_is_an_os_error_at_once(monkeypatch, error):
         asked.append((source, timeout))
         raise error
 
-    monkeypatch.setattr(hub.HfApi, "model_info", refuse)
+    monkeypatch.setattr(resources.HfApi, "model_info", refuse)
     started = time.monotonic()
     with pytest.raises(OSError, match=str(error)):
-        hub.check_reachable("nobody/no-such-model-of-this-course")
-    assert asked == [("nobody/no-such-model-of-this-course", hub.TIMEOUT)] and time.monotonic() - started < 5
+        resources.check_reachable("nobody/no-such-model-of-this-course")
+    assert asked == [("nobody/no-such-model-of-this-course", resources.TIMEOUT)] and time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("source", ["./models/typo/dir", "../typo", "models/my model"])
 def test_a_mistyped_directory_is_an_os_error_and_asks_nobody(source):
     """The cache look-up refused such a name with a ValueError of its own, before anything was caught."""
     with pytest.raises(OSError, match="Repo id"):
-        hub.check_reachable(source)
+        resources.check_reachable(source)

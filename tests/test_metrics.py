@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from gloss_utils import metrics
-from gloss_utils.metrics import System, append_measured, compare, evaluate, record, summarize
+from gloss_utils.metrics import System, append_measured, compare, evaluate, save_results, summarize
 
 
 def test_worked_by_hand():
@@ -131,9 +131,9 @@ def test_record_writes_and_replaces(toy):
     task = load_task(toy, "test")
     system = System("repeat-last")
     ranked = np.array([[0, 1], [1, -1], [2, 3], [4, 5]])
-    per_user = record(toy, "test", system, ranked, None, task)
-    record(toy, "test", System("other"), ranked, np.ones((4, 2)), task)
-    record(toy, "test", system, ranked[:, ::-1], None, task)  # again: its rows are replaced
+    per_user = save_results(toy, "test", system, ranked, None, task)
+    save_results(toy, "test", System("other"), ranked, np.ones((4, 2)), task)
+    save_results(toy, "test", system, ranked[:, ::-1], None, task)  # again: its rows are replaced
     results = metrics.load_results(toy)
     assert len(results) == 10 and set(results["model"]) == {"repeat-last", "other"}
     assert list(results.columns) == metrics.RESULT_KEYS + ["value", "low", "high", "num_users"]
@@ -151,8 +151,8 @@ def test_record_leaves_out_cut_offs_that_the_lists_are_too_short_for(toy):
 
     task, system = load_task(toy, "test"), System("short")
     ranked = np.array([[0, 1], [1, -1], [2, 3], [4, 5]])
-    record(toy, "test", system, ranked, None, task)
-    per_user = record(toy, "test", system, ranked, None, task, ks=(5,))
+    save_results(toy, "test", system, ranked, None, task)
+    per_user = save_results(toy, "test", system, ranked, None, task, ks=(5,))
     assert list(per_user.columns) == ["reviewer_id", "recall@5", "ndcg@5", "mrr"]
     assert metrics.load_results(toy)["metric"].tolist() == ["recall@5", "ndcg@5", "mrr"]
 

@@ -5,7 +5,7 @@ import doctest
 import pandas as pd
 import pytest
 
-from gloss_utils import own_tables, raw_data, splits
+from gloss_utils import raw_data, raw_files, splits
 
 TITLES = {"001": "Blue Mug", "002": "Red Mug", "003": "Tea &amp; Spoon", "004": "Tray"}
 SECONDS = 1406073600  # 2014-07-23
@@ -85,7 +85,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_misspelt_column_role(tmp_path):
     with pytest.raises(ValueError, match="unknown column role 'usr'"):
-        own_tables.read_tables(tmp_path, {"usr": "customer"})
+        raw_files.read_tables(tmp_path, {"usr": "customer"})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_misspelt_column_role(tmp_path):
     ids=["seconds", "milliseconds", "nanoseconds", "floats", "text", "dates", "zones", "datetimes"],
 )
 def test_timestamps_become_seconds(values):
-    seconds = own_tables.to_seconds(pd.Series(values))
+    seconds = raw_files.to_seconds(pd.Series(values))
     assert seconds.tolist() == [SECONDS, SECONDS + 86_400]
     assert seconds.dtype == "int64"
 
@@ -111,7 +111,7 @@ def test_timestamps_become_seconds(values):
 @pytest.mark.parametrize("values", [["2014-07-23", "soon"], [SECONDS, None], ["12", "later"]])
 def test_a_timestamp_that_cannot_be_read_is_shown(values):
     with pytest.raises(ValueError, match=r"timestamp .* in row 2 of the interactions cannot be read"):
-        own_tables.to_seconds(pd.Series(values))
+        raw_files.to_seconds(pd.Series(values))
 
 
 def test_a_missing_user_is_an_error(tmp_path):

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import gloss_utils
-from gloss_utils.choices import check
-from gloss_utils.machine import describe_machine, package_versions
+from gloss_utils.paths import check_choice
+from gloss_utils.resources import describe_machine, package_versions
 
 
 @pytest.mark.parametrize("name", gloss_utils.__all__)
@@ -27,7 +27,7 @@ def test_importing_the_package_does_not_load_torch():
 
 def test_a_name_far_from_all_is_refused_without_a_guess():
     with pytest.raises(ValueError, match=r"^unknown policy 'zzz': Known: rrf, score$"):
-        check("zzz", ["score", "rrf"], "policy")
+        check_choice("zzz", ["score", "rrf"], "policy")
 
 
 def test_the_machine_check_speaks_of_what_the_course_needs():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gloss_utils import choices, paths
+from gloss_utils import paths
 
 
 def test_layout_of_a_dataset(tmp_path):

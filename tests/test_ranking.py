@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gloss_utils.grid import texts_side_by_side
-from gloss_utils.hits import Hits
-from gloss_utils.ranking import POLICIES, rank_items, rank_with_scores
+from gloss_utils.ranking import POLICIES, rank_items, rank_with_scores, stack_queries
+from gloss_utils.retrieval import Hits
 
 NUM_ITEMS = 12  # few, so that texts share items and users have seen many of them
 
@@ -192,8 +191,8 @@ def test_fewer_texts_are_padded():
         {"generated_sequences": ["a", "b"], "sequence_scores": [-1.0, -2.0]},
         {"generated_sequences": ["c"], "sequence_scores": [-3.0]},
     ]
-    texts, width, log_probs = texts_side_by_side(records)
+    texts, width, log_probs = stack_queries(records)
     assert (texts, width) == (["a", "b", "c", ""], 2)
     assert log_probs.tolist() == [-1.0, -2.0, -3.0, -np.inf]
-    assert texts_side_by_side([{"generated_sequences": ["a"]}])[2] is None
-    assert texts_side_by_side([{"generated_sequences": []}])[:2] == ([""], 1)
+    assert stack_queries([{"generated_sequences": ["a"]}])[2] is None
+    assert stack_queries([{"generated_sequences": []}])[:2] == ([""], 1)

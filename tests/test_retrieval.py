@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from gloss_utils import hits as hits_module
-from gloss_utils.hits import top_k
-from gloss_utils.retrieval import BM25Index, DenseIndex, HybridIndex, build_index, merge
+from gloss_utils import retrieval as hits_module
+from gloss_utils.dense import build_index
+from gloss_utils.retrieval import BM25Index, DenseIndex, HybridIndex, merge, top_k
 
 TEXTS = [
     "Title: Rose Soap",
@@ -48,7 +48,7 @@ def test_a_common_word_is_scored_as_any_other(monkeypatch):
     """Common words take a path of their own; the scores must not tell."""
     query = ["title rose soap"]
     expected = BM25Index(TEXTS).scores(query)
-    monkeypatch.setattr("gloss_utils.bm25.COMMON_SHARE", 2.0)
+    monkeypatch.setattr("gloss_utils.retrieval.COMMON_SHARE", 2.0)
     np.testing.assert_allclose(BM25Index(TEXTS).scores(query), expected, rtol=1e-6)
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gloss_utils import sample_store, splits
+from gloss_utils import splits
 from gloss_utils.paths import dataset_paths
+from tools import make_sample_store
 
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, bytes]:
-    return sample_store.make()
+    return make_sample_store.make()
 
 
 def test_shipped_bytes_are_what_the_code_makes(made):
@@ -27,7 +28,7 @@ def test_shipped_bytes_are_what_the_code_makes(made):
 
 
 def test_making_it_twice_gives_the_same_bytes(made):
-    assert sample_store.make() == made
+    assert make_sample_store.make() == made
 
 
 def test_sizes(prepared):
@@ -62,7 +63,7 @@ def test_ties_and_long_tail(prepared):
     interactions = prepared.interactions
     last_two = interactions.groupby("reviewer_id")["timestamp"].agg(lambda days: days.iloc[-1] == days.iloc[-2])
     assert 0.35 < last_two.mean() < 0.5  # Beauty: 0.435
-    assert (interactions["timestamp"] % sample_store.SECONDS_PER_DAY == 0).all()
+    assert (interactions["timestamp"] % make_sample_store.SECONDS_PER_DAY == 0).all()
     counts = interactions["asin"].value_counts()
     assert counts.iloc[: len(counts) // 10].sum() > 0.25 * counts.sum()
 

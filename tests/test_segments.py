@@ -69,7 +69,7 @@ def test_quantile_thresholds_make_the_shares():
 
 def test_lead_is_welch():
     """Two groups by hand: means 3 and 1, variances 2 and 2, three and three people."""
-    difference, low, high = segments.lead(np.array([1.586, 3, 4.414]), np.array([-0.414, 1, 2.414]))
+    difference, low, high = segments.mean_difference(np.array([1.586, 3, 4.414]), np.array([-0.414, 1, 2.414]))
     error = 1.96 * np.sqrt(2 / 3 + 2 / 3)
     np.testing.assert_allclose([difference, low, high], [2, 2 - error, 2 + error], atol=1e-3)
 

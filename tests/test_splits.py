@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_prompts import PRIMER_TITLES, PRIMER_TRAINING_TEXT
 
-from gloss_utils import prompts, raw_data, split_rows, splits
+from gloss_utils import prompts, raw_data, splits
 
 # The asins that the primer lists for its example user, in time order.
 PRIMER_ASINS = ["B007IY97U0", "B00870XLDS", "B008MIRO88", "B00BQYYMN0", "B00GRTQBTM", "B000052YU"]
@@ -94,7 +94,7 @@ def test_splits_equal_a_row_by_row_build(prepared):
 
 
 def test_blocks_of_users_join_without_a_seam(prepared, monkeypatch):
-    monkeypatch.setattr(split_rows, "BLOCK_USERS", 7)
+    monkeypatch.setattr(splits, "BLOCK_USERS", 7)
     built = splits.build_splits(prepared.interactions, prepared.catalog)
     assert built["test"].to_dict() == prepared.splits["test"].to_dict()
     task = splits.load_task(dataclasses.replace(prepared, splits=built))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from tiny_model import TITLES, tiny_tokenizer
 
-from gloss_utils.text_table import describe_texts, text_table
+from gloss_utils.queries import describe_texts, text_table
 
 CATALOG = pd.DataFrame({"asin": ["B0", "B1", "B2"], "text": TITLES[:3]})
 RECORDS = [

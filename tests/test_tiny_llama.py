@@ -63,7 +63,7 @@ def test_one_item_catalog_still_makes_a_row(tokenizer):
 
 def test_grow_learns_and_can_be_loaded_again(tmp_path):
     recipe = tiny_llama.Recipe(vocab_size=400, hidden_size=64, num_layers=2, mlp_size=128, epochs=30, block_length=16)
-    log = tiny_llama.grow(TEXTS, tmp_path / "base", recipe)
+    log = tiny_llama.pretrain_base(TEXTS, tmp_path / "base", recipe)
     assert log["loss"].tail(5).mean() < log["loss"].iloc[0] - 1.0  # nats
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
@@ -73,8 +73,8 @@ def test_grow_learns_and_can_be_loaded_again(tmp_path):
 
 
 def test_same_seed_same_loss(tmp_path):
-    first = tiny_llama.grow(TEXTS, tmp_path / "a", SMALL)
-    second = tiny_llama.grow(TEXTS, tmp_path / "b", SMALL)
+    first = tiny_llama.pretrain_base(TEXTS, tmp_path / "a", SMALL)
+    second = tiny_llama.pretrain_base(TEXTS, tmp_path / "b", SMALL)
     assert first["loss"].tolist() == second["loss"].tolist()
 
 
@@ -82,14 +82,14 @@ def test_time_limit_plans_fewer_steps(tokenizer, tmp_path):
     recipe = tiny_llama.Recipe(
         vocab_size=400, hidden_size=64, num_layers=2, mlp_size=128, epochs=10**6, block_length=16, minutes=0.01
     )
-    log = tiny_llama.grow(TEXTS, tmp_path / "base", recipe)
+    log = tiny_llama.pretrain_base(TEXTS, tmp_path / "base", recipe)
     assert 1 <= len(log) < 10**5
     assert log["step_seconds"].sum() < 5
 
 
 def test_empty_catalog_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="the catalog is empty"):
-        tiny_llama.grow([], tmp_path / "base", SMALL)
+        tiny_llama.pretrain_base([], tmp_path / "base", SMALL)
 
 
 def test_a_shape_that_cannot_be_quantized_is_one_sentence():

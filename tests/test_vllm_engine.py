@@ -11,8 +11,7 @@ from test_queries import tiny_case
 from tiny_model import make_prompts, tiny_model, tiny_tokenizer
 
 from gloss_utils import vllm_engine
-from gloss_utils.generation import generate
-from gloss_utils.strategies import STRATEGIES, Strategy
+from gloss_utils.generation import STRATEGIES, Strategy, generate
 from gloss_utils.vllm_engine import BeamSearch, VllmModel
 
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .bm25 import BM25Index
-from .encoders import ENCODERS, minilm_directory
-from .hits import Hits, no_hits
+from gloss_utils.dense import ENCODERS, minilm_directory
+from gloss_utils.retrieval import BM25Index, Hits, no_hits
 
 QUERIES_AT_ONCE = 256  # a run is a dictionary of the whole catalog per query
 

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from .paths import write_atomically
+from gloss_utils.paths import write_atomically
 
 SEED = 20140723
 NUM_USERS = 1250
