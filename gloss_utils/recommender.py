@@ -100,7 +100,9 @@ class Recommender:
             written = generate(language_model, tokenizer, [prompt], strategy, max_seq_length=max_tokens, trie=trie)
             return written[0].texts, written[0].scores
 
-        fit_history = partial(fit_context, tokenizer=tokenizer, max_tokens=max_tokens - strategy.max_new_tokens)
+        fit_history = partial(
+            prompts.fit_history, tokenizer=tokenizer, max_tokens=max_tokens - strategy.max_new_tokens
+        )
         counts = np.bincount(np.concatenate(training_histories(prepared)), minlength=len(prepared.catalog))
         popular = np.argsort(-counts, kind="stable")
         return cls(prepared.catalog, index, write_texts, fit_history, popular, policy, weight)
@@ -167,13 +169,6 @@ class Recommender:
         items, scores = rank_with_scores(hits, len(queries), self.policy, k, [seen], log_probs, self.weight)
         items, scores = (part[0][items[0] >= 0] for part in (items, scores))
         return items, scores, [queries[_finder(hits.items, item)] for item in items]
-
-
-def fit_context(item_texts: list[str], tokenizer, max_tokens: int) -> list[str]:
-    """Keep the most recent items whose prompt fits into `max_tokens`; at least the last one."""
-    frame = len(tokenizer(prompts.build_prompt([""]))["input_ids"])
-    counts = [len(tokenizer("\n" + text, add_special_tokens=False)["input_ids"]) for text in item_texts]
-    return prompts.keep_recent_items(item_texts, counts, max_tokens - frame)
 
 
 def _finder(hit_items: np.ndarray, item: int) -> int:

@@ -1,7 +1,5 @@
 """The prompt, to the letter, against the example that the authors print."""
 
-import doctest
-
 import pytest
 
 from gloss_utils import prompts
@@ -68,16 +66,32 @@ def test_a_single_training_item_has_an_empty_history():
     assert prompts.build_training_text(["Title: a"]).endswith("### Purchase history:\n\n\n### Next item:\nTitle: a")
 
 
+def characters(text: str) -> dict[str, list[int]]:
+    """A tokenizer with one token per character, and a BOS."""
+    return {"input_ids": [0, *map(ord, text)]}
+
+
+characters.bos_token_id = 0
+FRAME = len(characters(prompts.build_prompt([""]))["input_ids"])
+
+
 @pytest.mark.parametrize(
-    ("max_tokens", "kept"), [(100, "abcd"), (40, "abcd"), (39, "bcd"), (20, "cd"), (19, "d"), (0, "d")]
+    ("room", "kept"), [(100, "abcd"), (7, "abcd"), (6, "bcd"), (4, "cd"), (2, "d"), (1, "d"), (0, "d"), (-9, "d")]
 )
-def test_keep_recent_items_drops_the_oldest(max_tokens, kept):
-    assert "".join(prompts.keep_recent_items("abcd", [10, 10, 10, 10], max_tokens)) == kept
+def test_the_most_recent_items_that_fit_are_kept(room, kept):
+    assert "".join(prompts.fit_history("abcd", characters, FRAME + room)) == kept
 
 
-def test_keep_recent_items_of_nothing():
-    assert prompts.keep_recent_items([], [], 10) == []
+def test_nothing_fits_of_an_empty_history():
+    assert prompts.fit_history([], characters, 10) == []
 
 
-def test_examples_in_docstrings():
-    assert doctest.testmod(prompts).failed == 0
+def test_left_cuts_the_instruction_and_oldest_cuts_items():
+    prompt = prompts.build_prompt("abcd")
+    left = prompts.truncate_prompt(prompt, characters, FRAME + 3)
+    assert left == [0, *map(ord, prompt[-(FRAME + 2) :])]
+    oldest = prompts.truncate_prompt(prompt, characters, FRAME + 3, "oldest")
+    assert oldest == characters(prompts.build_prompt("cd"))["input_ids"]
+    for truncation in ("left", "oldest"):
+        assert prompts.truncate_prompt(prompt, characters, 1000, truncation) == characters(prompt)["input_ids"]
+        assert len(prompts.truncate_prompt(prompt, characters, 9, truncation)) == 9
