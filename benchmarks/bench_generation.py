@@ -14,7 +14,7 @@ import time
 import pandas as pd
 import torch
 
-from gloss_utils.finetuning import load_finetuned
+from gloss_utils.language_models import load_finetuned
 from gloss_utils.generation import generate
 from gloss_utils.paths import PROJECT_ROOT, show, write_atomically
 from gloss_utils.splits import load_prepared, load_task, sample_users

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
@@ -24,7 +23,6 @@ from trl import SFTConfig, SFTTrainer
 
 from . import language_models, prompts, resources
 from .paths import DatasetPaths, check_choice, write_atomically
-from .resources import PROJECTIONS
 from .splits import Prepared
 
 LOG_COLUMNS = (
@@ -356,50 +354,6 @@ MAY_CHANGE = ("minutes", "patience")  # of the settings, when a run is resumed
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
-def load_base(model: str, paths: DatasetPaths, settings: TrainingSettings | None = None, engine: str = "auto"):
-    """Load the base that a method starts from: 4-bit for `qlora`, full precision for the others.
-
-    Args:
-        model: `tiny-llama`, `llama-3.2-1b`, …, a Hugging Face id, or a local directory.
-        paths: the dataset's.
-        settings: the run's.
-        engine: `auto`, `unsloth`, `transformers`.
-
-    Returns:
-        (model, tokenizer).
-    """
-    settings = settings or TrainingSettings()
-    quantize = settings.method == "qlora"
-    source = language_models.locate(model, paths, quantize)
-    name, _ = language_models.choose_engine(engine)
-    return language_models.load(source, quantize, name, settings.max_seq_length)
-
-
-def add_adapter(model, settings: TrainingSettings, engine: str = "auto"):
-    """Freeze the base and put a LoRA pair beside each of the seven projections.
-
-    Args:
-        model: from `load_base`.
-        settings: rank, alpha, dropout, seed; for `full` the model stays as it is.
-        engine: the one that loaded it.
-    """
-    if settings.method == "full":
-        return model
-    torch.manual_seed(settings.seed)
-    options = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
-    if language_models.choose_engine(engine)[0] == "unsloth":
-        from unsloth import FastLanguageModel
-
-        return FastLanguageModel.get_peft_model(
-            model,
-            target_modules=list(PROJECTIONS),
-            use_gradient_checkpointing="unsloth",
-            random_state=settings.seed,
-            **options,
-        )
-    return get_peft_model(model, LoraConfig(target_modules=list(PROJECTIONS), task_type="CAUSAL_LM", **options))
-
-
 def count_weights(model) -> tuple[int, int]:
     """Count trainable weights and all weights; a 4-bit tensor holds two per byte."""
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -441,8 +395,14 @@ def finetune(
     if not (resume and can_resume(paths, name)):
         shutil.rmtree(checkpoints, ignore_errors=True)
     stamp_run(checkpoints / "run.json", prepared, model, settings)
-    base, tokenizer = load_base(model, paths, settings, engine)
-    trainer = make_trainer(add_adapter(base, settings, engine), tokenizer, prepared, settings, checkpoints, log)
+    base, tokenizer = language_models.load_base(
+        model, paths, settings.method == "qlora", engine, settings.max_seq_length
+    )
+    if settings.method != "full":
+        base = language_models.add_adapter(
+            base, settings.rank, settings.alpha, settings.dropout, settings.seed, engine
+        )
+    trainer = make_trainer(base, tokenizer, prepared, settings, checkpoints, log)
     checkpoint = last_checkpoint(checkpoints)
     if checkpoint:
         follow_plan(trainer, checkpoint)
@@ -521,66 +481,10 @@ def describe_run(
     }
 
 
-def read_run(paths: DatasetPaths, model: str) -> dict:
-    """Read a model's `run.json`.
-
-    Raises:
-        FileNotFoundError: notebook 03 has not run for it.
-    """
-    return json.loads(paths.require(paths.run_json(model), "adapter").read_text())
-
-
-def engine_of(run: dict) -> str:
-    """Name the engine that trained a model, or the best one here where that one cannot run.
-
-    Args:
-        run: from `read_run`.
-    """
-    try:
-        return language_models.choose_engine(run["engine"][0])[0]
-    except ValueError:  # trained with Unsloth, and this machine has no GPU
-        return language_models.choose_engine("auto")[0]
-
-
 def fingerprint(prepared: Prepared) -> str:
     """Hash the training texts, so that a run says which data it saw."""
     joined = "\x00".join(prepared.splits["train"]["text"][:])
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
-
-
-def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
-    """Load base and adapter for generation, from this disk alone where the base is on it.
-
-    Args:
-        paths: the dataset's.
-        model: the name it was saved under.
-        engine: `unsloth`, `transformers`, or `auto`: the one that trained it, see `engine_of`.
-
-    Returns:
-        (model, tokenizer): evaluation mode, padding and truncation on the left.
-
-    Raises:
-        FileNotFoundError: notebook 03 has not run for this model.
-    """
-    adapter = paths.require(paths.adapter(model), "adapter")
-    run = read_run(paths, model)
-    settings = TrainingSettings(**run["settings"])
-    engine = engine_of(run) if engine == "auto" else language_models.choose_engine(engine)[0]
-    if settings.method == "full":
-        network, tokenizer = language_models.load(str(adapter), quantize=False, engine=engine)
-    else:
-        base, _ = load_base(run["model"], paths, settings, engine)
-        network = PeftModel.from_pretrained(base, str(adapter))
-        tokenizer = language_models.load_tokenizer(str(adapter))
-        language_models.set_padding_token(network, tokenizer)
-    return for_generation(network, tokenizer)
-
-
-def for_generation(model, tokenizer):
-    """Set a model and its tokenizer to generate: no dropout, and prompts flush with the right."""
-    model.eval()
-    tokenizer.padding_side = tokenizer.truncation_side = "left"
-    return model, tokenizer
 
 
 class TrainingLog(TrainerCallback):

@@ -1,18 +1,23 @@
-"""Loading a base model in 4 bits: which engine, which repository, which special tokens."""
+"""Load, quantize, adapt, set to generate: the one place that knows Unsloth, bitsandbytes and PEFT.
+
+It does not import the trainer, so that generating needs no TRL.
+"""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
 from .paths import DatasetPaths, check_choice, resolve
-from .resources import check_reachable, free_memory, has_fast_bf16
+from .resources import PROJECTIONS, check_reachable, free_memory, has_fast_bf16
 
 TINY_LLAMA = "tiny-llama"
-# Unsloth's copies: the same weights as Meta's, already quantized, and without the licence form in front.
+# Unsloth's copies: the same parameters as Meta's, already quantized, and without the licence form in front.
 REPOSITORIES = {
     "llama-3.2-1b": "unsloth/Llama-3.2-1B-bnb-4bit",
     "llama-3.2-3b": "unsloth/Llama-3.2-3B-bnb-4bit",
@@ -23,13 +28,7 @@ PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "
 
 
 def choose_engine(engine: str = "auto") -> tuple[str, str]:
-    """Decide between Unsloth and transformers + bitsandbytes + PEFT.
-
-    Args:
-        engine: `auto`, or one of the two by name.
-
-    Returns:
-        The engine and the reason, for the reader.
+    """Decide between `unsloth` and `transformers` (with bitsandbytes and PEFT); returns the engine and the reason.
 
     Raises:
         ValueError: an unknown name, or Unsloth where it cannot run.
@@ -55,10 +54,10 @@ def locate(model: str, paths: DatasetPaths, quantize: bool = True) -> str:
     Args:
         model: `tiny-llama`, a short name of a Llama, a Hugging Face id, or a local directory.
         paths: the dataset's; `tiny-llama` has one base per dataset.
-        quantize: False asks for the repository with the full weights.
+        quantize: False asks for the repository with the full-precision parameters.
 
     Raises:
-        FileNotFoundError: `tiny-llama` has not been grown yet.
+        FileNotFoundError: `tiny-llama` has not been pretrained yet.
         ValueError: an unknown short name.
     """
     if model == TINY_LLAMA:
@@ -71,25 +70,21 @@ def locate(model: str, paths: DatasetPaths, quantize: bool = True) -> str:
     return REPOSITORIES[model] if quantize else REPOSITORIES[model].removesuffix("-bnb-4bit")
 
 
-def load(
-    source: str, quantize: bool = True, engine: str = "transformers", max_seq_length: int = 1024
-) -> tuple[torch.nn.Module, object]:
-    """Load a base model and its tokenizer.
+def load_base(
+    model: str, paths: DatasetPaths, quantize: bool = True, engine: str = "auto", max_seq_length: int = 1024
+):
+    """Load a base model by name (see `locate`) with its tokenizer, in 4 bits or in full precision."""
+    return load(locate(model, paths, quantize), quantize, choose_engine(engine)[0], max_seq_length)
 
-    Args:
-        source: from `locate`.
-        quantize: 4-bit NF4 weights with double quantization, as in QLoRA; else the full weights.
-        engine: `unsloth` or `transformers`.
-        max_seq_length: tokens; Unsloth wants to know it now.
 
-    Returns:
-        model and tokenizer; PAD is distinct from EOS wherever the vocabulary allows it.
+def load(source: str, quantize: bool = True, engine: str = "transformers", max_seq_length: int = 1024):
+    """Load a model and its tokenizer from a directory or the hub; PAD is distinct from EOS where that is possible.
 
     Raises:
         FileNotFoundError: it is neither on this disk nor to be had from the hub.
     """
     free_memory()
-    logging.disable_progress_bar()  # that of copying weights into place, once per load; the download has its own
+    logging.disable_progress_bar()  # that of copying parameters into place, once per load; downloads have their own
     try:
         check_reachable(source)
         if engine == "unsloth":
@@ -117,16 +112,38 @@ def load_tokenizer(source: str):
 
 
 def _loading_options(quantize: bool) -> dict:
-    """Weights that are not quantized, and all arithmetic, in bf16 on a GPU that has it, else in fp32."""
+    """Parameters that are not quantized, and all arithmetic, in bf16 on a GPU that has it, else in fp32."""
     dtype = torch.bfloat16 if torch.cuda.is_available() and has_fast_bf16() else torch.float32
     options = {"dtype": dtype, "device_map": {"": "cuda:0" if torch.cuda.is_available() else "cpu"}}
-    if quantize:
-        options["quantization_config"] = BitsAndBytesConfig(**nf4_options(dtype))
-    return options
+    return options | ({"quantization_config": nf4_config(dtype)} if quantize else {})
+
+
+def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's 4-bit format: NF4 with quantized scales, unpacked to `dtype` for the arithmetic."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def add_adapter(model, rank: int = 16, alpha: int = 16, dropout: float = 0.0, seed: int = 42, engine: str = "auto"):
+    """Freeze the base and put a LoRA pair beside each of the seven projections of every layer."""
+    torch.manual_seed(seed)
+    options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "bias": "none"}
+    options["target_modules"] = list(PROJECTIONS)
+    if choose_engine(engine)[0] == "unsloth":
+        from unsloth import FastLanguageModel
+
+        return FastLanguageModel.get_peft_model(
+            model, use_gradient_checkpointing="unsloth", random_state=seed, **options
+        )
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
 
 
 def keep_trainable(model) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights on a CPU; call it before training.
+    """Stop bitsandbytes from repacking 4-bit parameters on a CPU; call it before training.
 
     On a CPU with AVX-512 bf16 it repacks them at the first evaluation, for a faster product that has no
     gradient: training that goes on after it would learn nothing through the base, with a warning and no error.
@@ -134,20 +151,6 @@ def keep_trainable(model) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def nf4_options(dtype: torch.dtype) -> dict:
-    """Write QLoRA's 4-bit format in bitsandbytes' words: NF4, with quantized scales.
-
-    Args:
-        dtype: what a weight is unpacked to when it is used.
-    """
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": dtype,
-    }
 
 
 def set_padding_token(model, tokenizer) -> None:
@@ -162,3 +165,45 @@ def set_padding_token(model, tokenizer) -> None:
         tokenizer.pad_token = spare[0] if spare else tokenizer.unk_token or tokenizer.eos_token
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+def read_run(paths: DatasetPaths, model: str) -> dict:
+    """Read a model's `run.json`: settings, versions, data, and how it went."""
+    return json.loads(paths.require(paths.run_json(model), "adapter").read_text())
+
+
+def engine_of(run: dict) -> str:
+    """Name the engine that trained a model, or the best one here where that one cannot run."""
+    try:
+        return choose_engine(run["engine"][0])[0]
+    except ValueError:  # trained with Unsloth, and this machine has no GPU
+        return choose_engine("auto")[0]
+
+
+def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
+    """Load base and adapter, ready to generate, from this disk alone where the base is on it.
+
+    Args:
+        paths: the dataset's.
+        model: the name it was saved under.
+        engine: `unsloth`, `transformers`, or `auto`: the one that trained it, see `engine_of`.
+
+    Raises:
+        FileNotFoundError: notebook 03 has not run for this model.
+    """
+    adapter, run = str(paths.require(paths.adapter(model), "adapter")), read_run(paths, model)
+    engine = engine_of(run) if engine == "auto" else choose_engine(engine)[0]
+    method, max_seq_length = run["settings"]["method"], run["settings"]["max_seq_length"]
+    if method == "full":
+        return for_generation(*load(adapter, False, engine, max_seq_length))
+    base, _ = load_base(run["model"], paths, method == "qlora", engine, max_seq_length)
+    network, tokenizer = PeftModel.from_pretrained(base, adapter), load_tokenizer(adapter)
+    set_padding_token(network, tokenizer)
+    return for_generation(network, tokenizer)
+
+
+def for_generation(model, tokenizer):
+    """Set a model and its tokenizer to generate: no dropout, padding and truncation on the left."""
+    model.eval()
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    return model, tokenizer

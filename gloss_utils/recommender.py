@@ -84,7 +84,7 @@ class Recommender:
         """
         check_choice(policy, POLICIES, "policy")  # before the model, which takes seconds
         from .dense import build_index
-        from .finetuning import load_finetuned
+        from .language_models import load_finetuned
         from .generation import CatalogTrie, generate, get_strategy
 
         strategy = get_strategy(strategy)
