@@ -1,5 +1,8 @@
-"""One style for every figure, and one small function per figure."""
+"""One style for figures and tables, and the figures that several chapters share or that are long."""
 
+import base64
+import html
+import io
 import textwrap
 from pathlib import Path
 
@@ -7,10 +10,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import display
+from PIL import Image
+
+from .paths import write_atomically
 
 FIGURE_SIZE = (6.0, 3.5)  # inches
-DPI = 110  # keeps a PNG under 100 KB
+DPI = 220  # twice what the page shows, for sharp screens
 COLORS = sns.color_palette("colorblind")
+UNBROKEN = 44  # a table's cell up to this many characters stays on one line
 
 
 def use_style() -> None:
@@ -19,49 +27,147 @@ def use_style() -> None:
     plt.rcParams.update(
         {
             "figure.figsize": FIGURE_SIZE,
-            "figure.dpi": DPI,
+            "figure.dpi": DPI / 2,
             "savefig.dpi": DPI,
             "figure.constrained_layout.use": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "axes.titlelocation": "left",
             "grid.alpha": 0.4,
         }
     )
 
 
 def save(figure: plt.Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, whole or not at all.
+    """Write a figure as a PNG of at most 256 colours, a third of the size; the path is from `paths.figure_path`."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    return write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG", optimize=True))
+
+
+def show(figure: plt.Figure, path: str | Path, description: str) -> None:
+    """Save a figure and display it, with a description of what it shows as its alt text.
+
+    As HTML, since JupyterLab and nbconvert's template ignore the alt text of an `image/png` output.
+    """
+    data = save(figure, path).read_bytes()
+    width = Image.open(io.BytesIO(data)).width // 2
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    picture = f'<img width="{width}" alt="{html.escape(description)}" src="{source}">'
+    display({"text/html": picture, "text/plain": description}, raw=True)
+    plt.close(figure)  # else the inline backend shows it a second time
+
+
+class Table:
+    """A table that is ready to be read, as HTML in Lab and on a page, as plain text in a terminal."""
+
+    def __init__(self, columns: list[str], rows: list[list[str]], left: list[bool], more: int):
+        self.columns, self.rows, self.left, self.more = columns, rows, left, more
+
+    def _line(self, cells: list[str], tag: str) -> str:
+        styles = ("left" if left else "right" for left in self.left)
+        breaks = (";white-space:nowrap" if len(cell) <= UNBROKEN else "" for cell in cells)
+        parts = [
+            f'<{tag} style="text-align:{side}{fixed}">{html.escape(cell)}</{tag}>'
+            for side, fixed, cell in zip(styles, breaks, cells)
+        ]
+        return f"<tr>{''.join(parts)}</tr>"
+
+    def _repr_html_(self) -> str:
+        body = "".join(self._line(row, "td") for row in self.rows)
+        more = f"<p>… and {self.more:,} more rows</p>" if self.more else ""
+        head = self._line(self.columns, "th")
+        return f'<div style="overflow-x:auto"><table><thead>{head}</thead><tbody>{body}</tbody></table>{more}</div>'
+
+    def __repr__(self) -> str:
+        lines = [self.columns, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        fitted = [
+            [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(line, widths, self.left)]
+            for line in lines
+        ]
+        more = [f"… and {self.more:,} more rows"] if self.more else []
+        return "\n".join(["  ".join(line).rstrip() for line in fitted] + more)
+
+
+def table(frame: pd.DataFrame | pd.Series, digits: int = 4, rows: int = 12) -> Table:
+    """Make a frame readable: whole texts on the left, numbers on the right, "–" for what is missing.
+
+    Columns `low` and `high` join `value` or `difference` as "0.0605 [0.0576, 0.0633]". An index with a name or
+    with words becomes columns. By hand, because `to_html` aligns all columns alike and cuts texts, and `Styler`
+    escapes no header and prints nothing in a terminal.
 
     Args:
-        figure: the figure.
-        path: from `paths.figure_path`.
+        frame: what to show.
+        digits: decimals of a column within ± 1; others have two at most.
+        rows: how many to show; 0 for all.
     """
-    from .paths import write_atomically
+    frame = pd.DataFrame(frame)
+    if any(frame.index.names) or not pd.api.types.is_integer_dtype(frame.index):
+        frame = frame.reset_index(names=[name or "" for name in frame.index.names])
+    shown = (frame.head(rows) if rows else frame).reset_index(drop=True)
+    left = [not pd.api.types.is_numeric_dtype(column) for _, column in frame.items()]
+    texts = [_column(shown.iloc[:, place], digits) for place in range(shown.shape[1])]
+    names = [_header(name) for name in frame.columns]
+    if {"low", "high"} <= set(names) and (value := {"value", "difference"} & set(names)):
+        place, low, high = names.index(value.pop()), names.index("low"), names.index("high")
+        texts[place] = [f"{v} [{a}, {b}]" for v, a, b in zip(texts[place], texts[low], texts[high])]
+        kept = [number for number in range(len(names)) if number not in (low, high)]
+        names, left, texts = ([part[number] for number in kept] for part in (names, left, texts))
+    return Table(names, [list(row) for row in zip(*texts)], left, len(frame) - len(shown))
 
-    return write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
+
+def _header(name: object) -> str:
+    return " · ".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
+
+
+def _column(values: pd.Series, digits: int) -> list[str]:
+    """The cells of a column as texts."""
+    pattern = "{}"
+    if pd.api.types.is_bool_dtype(values):
+        values = values.map({True: "yes", False: "no"})
+    elif pd.api.types.is_integer_dtype(values):
+        pattern = "{:,}"
+    elif pd.api.types.is_float_dtype(values):
+        pattern = f"{{:,.{digits if values.abs().max() <= 1 else min(digits, 2)}f}}"
+    return ["–" if missing else pattern.format(value) for value, missing in zip(values, values.isna())]
 
 
 def bars_with_intervals(
     table: pd.DataFrame,
     label: str,
-    value: str = "value",
-    low: str = "low",
-    high: str = "high",
-    xlabel: str = "",
+    xlabel: str,
+    title: str = "",
+    group: str | None = None,
+    reference: tuple[str, float] | None = None,
 ) -> plt.Figure:
-    """Horizontal bars, one per row and in the table's order from the top, with 95 % intervals.
+    """Horizontal bars in the table's order from the top, with 95 % intervals where there are some.
 
     Args:
-        table: one row per bar.
-        label, value, low, high: its columns.
+        table: one row per bar, with a column `value`, and `low` and `high` if there are intervals.
+        label: the column that names the bars.
         xlabel: what the value is, with its unit.
+        title: the question that the figure answers.
+        group: a column that colour and legend show; one colour without it.
+        reference: a label and a value for a dashed line.
     """
-    figure, axis = plt.subplots(figsize=(FIGURE_SIZE[0], max(2.0, 0.36 * len(table) + 0.9)))
-    errors = [table[value] - table[low], table[high] - table[value]]
-    axis.barh(table[label], table[value], xerr=errors, color=COLORS[0], error_kw={"elinewidth": 1, "capsize": 2})
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "low", "high"]))).reset_index(drop=True)
+    figure, axis = plt.subplots(figsize=(FIGURE_SIZE[0] + 1, 0.3 * len(table) + 1.2))
+    parts = table.groupby(group, sort=False) if group else [(None, table)]
+    for color, (name, part) in zip(COLORS, parts):
+        errors = np.nan_to_num([part["value"] - part["low"], part["high"] - part["value"]])
+        whiskers = {"xerr": errors, "error_kw": {"elinewidth": 1, "capsize": 2}}
+        axis.barh(part.index, part["value"], color=color, label=name, **whiskers)
+    if reference:
+        axis.axvline(reference[1], color="0.3", linestyle="--", linewidth=1, label=reference[0])
+    axis.set_yticks(table.index, table[label])
     axis.invert_yaxis()
-    axis.set_xlabel(xlabel or value)
+    axis.set(xlabel=xlabel, title=title)
     axis.grid(axis="y", visible=False)
+    if group or reference:
+        axis.legend(fontsize=8, loc="best")
     return figure
 
 
@@ -125,7 +231,12 @@ def course_map(chapters: list[tuple[str, str]]) -> plt.Figure:
 
 
 def grouped_intervals(
-    table: pd.DataFrame, group: str, series: str, ylabel: str, reference: tuple[str, float] | None = None
+    table: pd.DataFrame,
+    group: str,
+    series: str,
+    ylabel: str,
+    reference: tuple[str, float] | None = None,
+    title: str = "",
 ) -> plt.Figure:
     """Points with 95 % intervals, side by side within a group.
 
@@ -135,6 +246,7 @@ def grouped_intervals(
         series: the column that colour and marker show.
         ylabel: what the value is.
         reference: a label and a value for a dashed line across.
+        title: the question that the figure answers.
     """
     figure, axis = plt.subplots(figsize=(7.0, 3.5))
     groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
@@ -149,7 +261,7 @@ def grouped_intervals(
     if reference:
         axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
     axis.set_xticks(range(len(groups)), groups)
-    axis.set_ylabel(ylabel)
+    axis.set(ylabel=ylabel, title=title)
     axis.set_ylim(bottom=0)
     axis.grid(axis="x", visible=False)
     axis.legend(fontsize=8)
