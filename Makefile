@@ -7,7 +7,7 @@ MODEL   ?= tiny-llama
 PROFILE ?= sample
 RAW_DIR ?=
 ARGS    ?=
-SETTINGS = --profile $(PROFILE) -p DATASET $(DATASET) -p MODEL $(MODEL) $(if $(RAW_DIR),-p RAW_DIR $(RAW_DIR))
+SETTINGS = --profile "$(PROFILE)" -p DATASET "$(DATASET)" -p MODEL "$(MODEL)" $(if $(RAW_DIR),-p RAW_DIR "$(RAW_DIR)")
 
 # Waiting threads that spin make two busy cores ten times slower.
 export OMP_WAIT_POLICY := PASSIVE
@@ -39,17 +39,17 @@ test: setup  ## all tests, the course on the smoke profile included
 	$(PY) -m pytest $(ARGS)
 
 lab: setup  ## open the notebooks in JupyterLab
-	$(PY) -m jupyter lab --notebook-dir=notebooks $(ARGS)
+	$(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ARGS)
 
-lint: setup  ## ruff over the package, the tests and the notebooks
+lint: setup  ## ruff over the package, the tools, the tests and the notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 bench: setup  ## every benchmark; real data in RAW_DIR
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script $(if $(RAW_DIR),--raw-dir $(RAW_DIR)) || exit 1; done
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script $(if $(RAW_DIR),--raw-dir "$(RAW_DIR)") || exit 1; done
 
 check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in .venv-vllm (notebook 03 first)
-	.venv-vllm/bin/python benchmarks/check_vllm.py --dataset $(DATASET) --model $(MODEL) $(ARGS)
+	.venv-vllm/bin/python benchmarks/check_vllm.py --dataset "$(DATASET)" --model "$(MODEL)" $(ARGS)
 
 .venv-vllm/.installed: requirements-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
@@ -61,11 +61,11 @@ check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in .
 	@touch $@
 
 publish: setup  ## run all notebooks on the sample from scratch, write them back with their outputs
-	$(MAKE) clean DATASET=sample
+	$(PY) -m tools.course --clean -p DATASET sample
 	$(PY) -m tools.course --profile sample --force --publish $(ARGS)
 
-site: setup  ## the executed notebooks as HTML pages under site/
+site: setup  ## the executed notebooks as web pages under site/
 	$(PY) -m tools.course $(SETTINGS) --site site $(ARGS)
 
-clean:  ## remove what the notebooks made for DATASET (never raw files)
-	cd $(if $(findstring /,$(DATASET)),$(DATASET),data/$(DATASET)) && rm -rf interactions.parquet catalog.parquet splits models queries rankings metrics cache results.csv cleaning_report.csv course_state.json
+clean: setup  ## remove what the notebooks made for DATASET (never raw files)
+	$(PY) -m tools.course --clean -p DATASET "$(DATASET)"

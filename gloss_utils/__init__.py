@@ -5,7 +5,12 @@ first used, so that `import gloss_utils` alone does not load torch.
 """
 
 import logging
+import os
 from importlib import import_module
+
+# Waiting threads that spin make two busy cores ten times slower. Read when torch loads its thread library.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # On import bitsandbytes warns that an optional CPU kernel is missing. Nothing here needs it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from gloss_utils import paths
-from tools import course
+from tools import course, pages
 from tools.course import CourseState
 
 
@@ -45,6 +45,7 @@ def toy_course(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(course, "NOTEBOOKS", notebooks)
     monkeypatch.setattr(course, "package_digest", lambda: "package")  # someone may be editing it
+    monkeypatch.setattr(paths, "DATASETS", ("sample", "toy"))
 
     def run(*arguments):
         places = ["--out", str(tmp_path / "runs"), "-p", "DATA_DIR", str(tmp_path / "data"), "-p", "DATASET", "toy"]
@@ -123,11 +124,16 @@ def test_a_failing_cell_names_itself_keeps_the_partial_notebook_and_exits_with_1
         (["-p", "STEPS", "many"], "parameter STEPS takes int, not 'many'"),
         (["-p", "STEPS", "true"], "parameter STEPS takes int, not True"),
         (["--profile", "smok"], "unknown profile 'smok': did you mean 'smoke'?"),
+        (["-p", "DATASET", "sampel"], "unknown DATASET 'sampel': did you mean 'sample'?"),
+        (["-p", "DATASET", "my shop"], "write ./my shop"),
+        (["-p", "DATASET", ".."], "unknown DATASET '..'"),
     ],
 )
 def test_a_misspelt_name_or_a_wrong_value_is_one_sentence(toy_course, capsys, arguments, sentence):
+    before = sorted(toy_course.out.parent.parent.rglob("*"))
     assert toy_course(*arguments) == 2
     assert sentence in capsys.readouterr().err
+    assert sorted(toy_course.out.parent.parent.rglob("*")) == before, "a refusal leaves nothing behind"
 
 
 def test_a_profile_sets_parameters_and_the_command_line_wins(toy_course):
@@ -142,7 +148,7 @@ def test_a_killed_run_goes_on_where_it_was(toy_course, tmp_path, capsys):
     slow = WRITE + "(root / 'begun').touch()\nimport time\ntime.sleep(600)"
     write_notebook(toy_course.notebooks / "02_second.ipynb", slow)
     script = (
-        "import pathlib, sys; from gloss_utils import course, course_state;"
+        "import pathlib, sys; from gloss_utils import paths; from tools import course; paths.DATASETS = ('toy',);"
         "course.package_digest = lambda: 'package';"
         f"course.NOTEBOOKS = pathlib.Path({str(toy_course.notebooks)!r}); sys.exit(course.main(sys.argv[1:]))"
     )
@@ -178,7 +184,76 @@ def test_site_gathers_the_pages(toy_course, tmp_path):
     assert toy_course("--site", str(tmp_path / "site")) == 0
     index = (tmp_path / "site" / "index.html").read_text()
     assert '<a href="02_second.html">02_second</a>' in index
-    assert (tmp_path / "site" / "02_second.html").exists()
+    page = (tmp_path / "site" / "02_second.html").read_text()
+    assert '<a href="01_first.html">← 01_first</a>' in page and "<title>02_second</title>" in page
+    assert "<script" not in page and "https://" not in page
+
+
+def test_formulas_are_drawn_without_a_network():
+    """MathJax came from another host, so a page read offline showed raw LaTeX."""
+    text = pages.to_mathml("the update $\\frac{\\alpha}{r} B A$ and `$HOME`, or $$a + b$$")
+    assert text.count("<math") == 2 and "`$HOME`" in text and "frac" not in text.replace("mfrac", "")
+
+
+def test_a_page_leaves_out_what_belongs_to_one_run(tmp_path):
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("# 01 · Title\n\nsee [next](02_second.ipynb)"),
+            nbformat.v4.new_code_cell("X = 1", metadata={"tags": ["injected-parameters"]}),
+            nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", name="stderr", text="noise")]),
+        ]
+    )
+    nbformat.write(notebook, tmp_path / "01_first.ipynb")
+    page = pages.write_page(tmp_path / "01_first.ipynb").read_text()
+    assert 'href="02_second.html"' in page and "X = 1" not in page and "noise" not in page
+
+
+def test_cleaning_removes_what_was_made_and_nothing_else(toy_course, tmp_path):
+    """`make clean` ran an unquoted `cd … && rm -rf …`: a name with a blank deleted another folder's models."""
+    root = tmp_path / "data" / "my store"
+    for name in ("models/m/a", "queries/q", "raw/items.csv", "notes.txt", "results.csv"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    assert course.main(["--clean", "-p", "DATASET", str(root)]) == 0
+    assert sorted(path.name for path in root.iterdir()) == ["notes.txt", "raw"]
+    for name in ("", ".", ".."):
+        assert course.main(["--clean", "-p", "DATASET", name]) == 2
+    assert (root / "raw" / "items.csv").exists()
+
+
+def test_two_runs_on_one_dataset_do_not_mix(toy_course, capsys):
+    """Two runs at once lost rows of results.csv for good."""
+    with course.locked(paths.DatasetPaths("toy", toy_course.data)):
+        assert toy_course() == 2
+    assert "another run of the course works on 'toy'" in capsys.readouterr().err
+    assert toy_course() == 0
+
+
+def test_a_state_file_cut_in_half_makes_everything_run_again(toy_course, capsys):
+    """A cut course_state.json blocked every later run with a traceback."""
+    assert toy_course() == 0
+    (toy_course.data / "course_state.json").write_text('{"notebooks": {"01')
+    capsys.readouterr()
+    assert toy_course() == 0
+    printed = capsys.readouterr().out
+    assert "cannot be read: every notebook runs again" in printed and "01_first: running" in printed
+
+
+def test_the_opening_runs_again_once_a_later_notebook_has_made_the_model(toy_course, capsys):
+    """Chapter 00 ran before 03, found no model, and counted as up to date: a full course showed no result."""
+    model = (
+        "from gloss_utils.paths import dataset_paths\nrun = dataset_paths(DATASET, DATA_DIR).run_json('tiny-llama')\n"
+    )
+    write_notebook(toy_course.notebooks / "00_start_here.ipynb", model + "print('model:', run.exists())")
+    write_notebook(
+        toy_course.notebooks / "01_first.ipynb", model + "run.parent.mkdir(parents=True); run.write_text('{}')"
+    )
+    (toy_course.notebooks / "02_second.ipynb").unlink()
+    assert toy_course() == 0
+    assert "model: True" in (toy_course.out / "00_start_here.ipynb").read_text()
+    capsys.readouterr()
+    assert toy_course() == 0
+    assert "running" not in capsys.readouterr().out
 
 
 def test_results_table_lists_test_users_best_first():
@@ -195,20 +270,11 @@ def test_results_table_lists_test_users_best_first():
     assert table.index("tiny") < table.index("lis") and "0.9000" not in table
 
 
-def test_a_widget_s_label_is_read_as_progress():
-    message = {"msg_type": "comm_msg", "content": {"data": {"state": {"value": " 12/50 [00:03&lt;00:10]"}}}}
-    assert course.progress_text(message) == "12/50 [00:03<00:10]"
-    assert (
-        course.progress_text({"msg_type": "stream", "content": {"name": "stderr", "text": "a\n 40%|xx"}}) == "40%|xx"
-    )
-    assert course.progress_text({"msg_type": "status", "content": {}}) == ""
-
-
 def test_state_survives_a_data_directory_that_is_gone(tmp_path):
     found = paths.dataset_paths("toy", tmp_path)
     state = CourseState(found)
     state.finished("01", "abc", {})
-    assert json.loads(found.course.read_text())["notebooks"]["01"]["fingerprint"] == "abc"
+    assert json.loads(found.course_state.read_text())["notebooks"]["01"]["fingerprint"] == "abc"
     shutil.rmtree(found.root)
     assert CourseState(found).notebooks == {}
 
@@ -219,8 +285,6 @@ def test_a_changed_module_changes_the_fingerprint(tmp_path, monkeypatch):
     module = tmp_path / "gloss_utils" / "splits.py"
     module.write_text("a = 1")
     before = course.package_digest()
-    (tmp_path / "gloss_utils" / "course_report.py").write_text("only the runner's words")
-    assert course.package_digest() == before
     module.write_text("a = 2")
     assert course.package_digest() != before
 
@@ -238,5 +302,5 @@ def test_pictures_in_the_text_are_in_the_page(tmp_path):
     picture = "![loss](../figures/beauty/03_loss.png)"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(picture)])
     nbformat.write(notebook, tmp_path / "03.ipynb")
-    page = course.write_html(tmp_path / "03.ipynb").read_text()
+    page = pages.write_page(tmp_path / "03.ipynb").read_text()
     assert "data:image/png;base64," in page and "../figures" not in page
