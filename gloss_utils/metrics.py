@@ -1,19 +1,20 @@
-"""The papers' tables and our own results, side by side where that is fair."""
+"""Per-user metrics, intervals, paired differences, results on disk, and the papers' tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .paths import PROJECT_ROOT, slug, write_atomically
+from .splits import Prepared, Task
 
-RESULT_KEYS = ["dataset", "split", "model", "strategy", "retriever", "policy", "metric"]
+SYSTEM_KEYS = ["model", "strategy", "retriever", "policy"]
+RESULT_KEYS = ["dataset", "split", *SYSTEM_KEYS, "metric"]
 BOOTSTRAP_RESAMPLES = 1000
+PAPER = PROJECT_ROOT / "data" / "paper_results.csv"
 MEASURED = PROJECT_ROOT / "data" / "measured_results.csv"
-REAL_DATA_SOURCE = "Amazon 2014 rebuilt from public derivatives; titles matched automatically"
 
 
 def evaluate(
@@ -22,19 +23,13 @@ def evaluate(
     ks: Sequence[int] = (5, 10),
     reviewer_ids: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Score a ranked list per user.
-
-    Recall@k is 1 if the target is among the first k, NDCG@k is 1 / log2(rank + 1) there, else 0. MRR is
-    1 / rank over the list as given. A list shorter than k is scored on what it has.
+    """Score a ranked list per user: see `score_ranks`. A list shorter than k is scored on what it has.
 
     Args:
-        ranked: int64 [num_users, width], item numbers best first; -1 pads.
-        targets: int64 [num_users].
-        ks: cut-offs.
+        ranked: int [num_users, width], item numbers best first; -1 pads.
+        targets: int [num_users].
+        ks: cutoffs.
         reviewer_ids: [num_users], kept as a column when given.
-
-    Returns:
-        DataFrame, one row per user: [reviewer_id,] recall@k, ndcg@k for each k, mrr.
 
     >>> evaluate(np.array([[3, 7, 1]]), np.array([7]), ks=(1, 3)).round(4).to_dict("records")
     [{'recall@1': 0.0, 'ndcg@1': 0.0, 'recall@3': 1.0, 'ndcg@3': 0.6309, 'mrr': 0.5}]
@@ -42,18 +37,33 @@ def evaluate(
     ranked, targets = np.asarray(ranked), np.asarray(targets)
     if ranked.ndim != 2 or len(ranked) != len(targets):
         raise ValueError(f"ranked must be [num_users, k]: got {ranked.shape} for {len(targets)} targets")
+    for name, values in (("ranked", ranked), ("targets", targets)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name} must be item numbers (int): got {values.dtype}, see `prepared.item_numbers`")
     hit = (ranked == targets[:, None]) & (ranked >= 0)
-    rank = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
-    columns = {}
+    return score_ranks(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0), ks, reviewer_ids)
+
+
+def score_ranks(
+    ranks: np.ndarray, ks: Sequence[int] = (5, 10), reviewer_ids: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Turn the target's rank in each user's list into recall@k, ndcg@k and mrr, one row per user.
+
+    Recall@k is 1 if the rank is at most k, NDCG@k is 1 / log2(rank + 1) there, MRR is 1 / rank over the whole list.
+
+    Args:
+        ranks: int [num_users], 1 for the first item; 0 where the list does not hold the target.
+        ks: cutoffs.
+        reviewer_ids: [num_users], kept as a column when given.
+    """
+    ranks = np.asarray(ranks)
+    columns = {} if reviewer_ids is None else {"reviewer_id": np.asarray(reviewer_ids, dtype=object)}
     for k in ks:
-        within = (rank > 0) & (rank <= k)
+        within = (ranks > 0) & (ranks <= k)
         columns[f"recall@{k}"] = within.astype(float)
-        columns[f"ndcg@{k}"] = np.where(within, 1.0 / np.log2(np.maximum(rank, 1) + 1.0), 0.0)
-    columns["mrr"] = np.where(rank > 0, 1.0 / np.maximum(rank, 1), 0.0)
-    per_user = pd.DataFrame(columns)
-    if reviewer_ids is not None:
-        per_user.insert(0, "reviewer_id", np.asarray(reviewer_ids, dtype=object))
-    return per_user
+        columns[f"ndcg@{k}"] = np.where(within, 1.0 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)
+    columns["mrr"] = np.where(ranks > 0, 1.0 / np.maximum(ranks, 1), 0.0)
+    return pd.DataFrame(columns)
 
 
 def metric_columns(per_user: pd.DataFrame) -> list[str]:
@@ -63,8 +73,8 @@ def metric_columns(per_user: pd.DataFrame) -> list[str]:
 def _bootstrap_means(values: np.ndarray, seed: int) -> np.ndarray:
     """Means of resampled users, [BOOTSTRAP_RESAMPLES, num_columns].
 
-    Users with equal rows are interchangeable, so drawing how often each *distinct* row occurs is the same
-    bootstrap, and there are only a handful of them: fast for any number of users.
+    Not scipy.stats.bootstrap, which draws every user every time: users with equal rows are interchangeable, so
+    drawing how often each distinct row occurs is the same bootstrap, fast for any number of users.
     """
     rows, counts = np.unique(values, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
@@ -73,11 +83,7 @@ def _bootstrap_means(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 def summarize(per_user: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
-    """Mean of every metric, with a 95 % bootstrap interval over users.
-
-    Returns:
-        DataFrame: metric, value, low, high, num_users.
-    """
+    """Mean and 95 % bootstrap interval over users: metric, value, low, high, num_users."""
     names = metric_columns(per_user)
     if per_user.empty:
         raise ValueError("there are no users to summarize")
@@ -88,15 +94,10 @@ def summarize(per_user: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
 
 
 def compare(per_user_a: pd.DataFrame, per_user_b: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
-    """Difference a - b of every metric both have, on the same users, with a paired 95 % interval.
-
-    Where the interval excludes zero, the difference is one.
+    """Difference a - b of every shared metric on the same users, with a paired 95 % bootstrap interval.
 
     Returns:
         DataFrame: metric, a, b, difference, low, high, num_users.
-
-    Raises:
-        ValueError: the two are not of the same users.
     """
     per_user_b = _same_users(per_user_a, per_user_b)
     names = [name for name in metric_columns(per_user_a) if name in per_user_b.columns]
@@ -133,41 +134,104 @@ class System:
         return "__".join(slug(part) for part in (self.model, self.strategy, self.retriever, self.policy))
 
 
+# The words of `name_system`; what is not here is its own name.
+WORDS = {
+    "none": "",
+    "random": "random items",
+    "popularity-weighted": "random by popularity",
+    "most-popular": "most popular",
+    "repeat-last": "last item again",
+    "lis": "LIS",
+    "star": "STAR",
+    "beam5": "5 beams",
+    "beam5mean": "5 beams by mean log-probability",
+    "constrained5": "5 constrained beams",
+    "calrec32": "32 samples",
+    "bm25": "BM25",
+    "minilm": "MiniLM",
+    "keep-seen": "seen kept",
+    "drop-seen": "seen dropped",
+    "drop-query": "query dropped",
+    "score": "by score",
+    "beam_order": "beam order",
+    "unseen": "one unseen item per text",
+    "round_robin": "round robin",
+    "rrf": "reciprocal rank fusion",
+    "calrec": "CALRec-style",
+}
+
+
+def name_system(system: System) -> str:
+    """Name a system in words. GLoSS is the paper's own: beams, the best hit of each by score, seen items kept.
+
+    >>> name_system(System("lis", retriever="bm25", policy="drop-seen"))
+    'LIS · BM25 · seen dropped'
+    >>> name_system(System("tiny-llama", "beam5", "dense-minilm", "score"))
+    'GLoSS (tiny-llama) · MiniLM'
+    >>> name_system(System("tiny-llama", "temp0.2", "hybrid-minilm", "beam_order-drop-seen"))
+    'tiny-llama · samples at 0.2 · BM25 + MiniLM · beam order · seen dropped'
+    """
+    if system.model == "fusion":  # its policy says all; its retriever is the encoder of the text signal
+        return system.policy
+    encoder = system.retriever.removeprefix("dense-").removeprefix("hybrid-")
+    retriever = ("BM25 + " if system.retriever.startswith("hybrid-") else "") + WORDS.get(encoder, encoder)
+    if (system.strategy, system.policy) == ("beam5", "score"):
+        return f"GLoSS ({system.model}) · {retriever}"
+    policy, dropped, _ = system.policy.partition("-drop-seen")
+    words = (system.model, system.strategy.replace("temp", "samples at "), retriever, policy, dropped[1:])
+    return " · ".join(WORDS.get(word, word) for word in words if word not in ("none", ""))
+
+
+def name_systems(results: pd.DataFrame) -> pd.Series:
+    """Name the system of each row of results.csv."""
+    names = [name_system(System(*map(str, row))) for row in results[SYSTEM_KEYS].itertuples(index=False)]
+    return pd.Series(names, index=results.index, dtype=object)
+
+
+def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Put rows into a CSV file, in the place of those that agree with them in all `keys`.
+
+    What stays is kept as text, so that its digits do not change.
+    """
+    if path.exists():
+        old = pd.read_csv(path, dtype=str, keep_default_na=False)
+        replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
+        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[keys]).isin(replaced)], rows])
+    write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
+
+
 def save_results(
-    prepared: "Prepared",  # noqa: F821
+    prepared: Prepared,
     split: str,
     system: System,
     ranked: np.ndarray,
     scores: np.ndarray | None,
-    task: "Task",  # noqa: F821
-    ks: tuple[int, ...] = (5, 10),
+    task: Task,
+    ks: Sequence[int] = (5, 10),
 ) -> pd.DataFrame:
-    """Write a system's ranking and per-user metrics, and put its summary into results.csv.
+    """Write a system's ranking, its per-user metrics (returned), and its summary into results.csv.
 
     Args:
         prepared: the dataset.
         split: "test" or "validation".
         system: what made the ranking.
-        ranked: int64 [num_users, k]; -1 pads.
+        ranked: int [num_users, k]; -1 pads.
         scores: float [num_users, k]; None where the system has none (1 / rank is kept).
         task: whose users and targets these are.
-        ks: cut-offs; leave out those that the lists are too short for.
-
-    Returns:
-        The per-user metrics.
+        ks: cutoffs; leave out those that the lists are too short for.
     """
-    per_user = evaluate(ranked, task.targets, ks, reviewer_ids=task.reviewer_ids)
-    ranking = _ranking_table(prepared, np.asarray(ranked), scores, task)
+    per_user = evaluate(ranked, task.targets, ks, task.reviewer_ids)
     paths = prepared.paths
+    ranking = _ranking_table(prepared, np.asarray(ranked), scores, task)
     write_atomically(paths.ranking(split, system.name), lambda path: ranking.to_parquet(path, index=False))
     write_atomically(paths.metrics(split, system.name), lambda path: per_user.to_parquet(path, index=False))
-    about = {"dataset": prepared.dataset, "split": split, "model": system.model, "strategy": system.strategy}
-    about |= {"retriever": system.retriever, "policy": system.policy}
-    _upsert(paths.results, summarize(per_user).assign(**about))
+    about = {"dataset": prepared.dataset, "split": split, **asdict(system)}
+    summary = summarize(per_user).assign(**about)[[*RESULT_KEYS, "value", "low", "high", "num_users"]]
+    upsert_rows(paths.results, summary, RESULT_KEYS[:-1])  # whatever metrics an earlier run had
     return per_user
 
 
-def _ranking_table(prepared, ranked: np.ndarray, scores: np.ndarray | None, task) -> pd.DataFrame:
+def _ranking_table(prepared: Prepared, ranked: np.ndarray, scores: np.ndarray | None, task: Task) -> pd.DataFrame:
     users, places = np.nonzero(ranked >= 0)
     values = 1.0 / (places + 1) if scores is None else np.asarray(scores)[users, places]
     ids = np.asarray(task.reviewer_ids, dtype=object)
@@ -177,57 +241,15 @@ def _ranking_table(prepared, ranked: np.ndarray, scores: np.ndarray | None, task
     )
 
 
-def _upsert(path: Path, rows: pd.DataFrame) -> None:
-    """Replace a system's rows of results.csv, whatever metrics it had, and keep the others."""
-    rows, system = rows[RESULT_KEYS + ["value", "low", "high", "num_users"]], RESULT_KEYS[:-1]
-    if path.exists():
-        old = pd.read_csv(path)
-        rows = pd.concat([_without(old, rows, system), rows])
-    write_atomically(path, lambda target: rows.to_csv(target, index=False))
-
-
-def _without(old: pd.DataFrame, new: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The rows of `old` whose keys are not among those of `new`."""
-    replaced = pd.MultiIndex.from_frame(new[keys].astype(str))
-    return old[~pd.MultiIndex.from_frame(old[keys].astype(str)).isin(replaced)]
-
-
-def load_metrics(prepared: "Prepared", split: str, system: System) -> pd.DataFrame:  # noqa: F821
-    """Read the per-user metrics that `record` wrote."""
+def load_metrics(prepared: Prepared, split: str, system: System) -> pd.DataFrame:
+    """Read the per-user metrics that `save_results` wrote."""
     path = prepared.paths.metrics(split, system.name)
     return pd.read_parquet(prepared.paths.require(path, "metrics"))
 
 
-def load_results(prepared: "Prepared") -> pd.DataFrame:  # noqa: F821
+def load_results(prepared: Prepared) -> pd.DataFrame:
     """Read results.csv."""
     return pd.read_csv(prepared.paths.require(prepared.paths.results, "results"))
-
-
-def append_measured(
-    rows: pd.DataFrame, command: str, note: str = "", path: Path = MEASURED, source: str = REAL_DATA_SOURCE
-) -> None:
-    """Put results on real data into data/measured_results.csv, with where they come from.
-
-    Args:
-        rows: as in results.csv.
-        command: what to run to get them again.
-        note: anything a reader should know.
-    """
-    rows = rows.assign(command=command, source=source, date=date.today().isoformat(), note=note)
-    rows = rows[RESULT_KEYS + ["value", "low", "high", "num_users", "command", "source", "date", "note"]]
-    old = pd.read_csv(path, keep_default_na=False) if path.exists() else rows.iloc[:0]
-    old = _without(old, rows, RESULT_KEYS)
-    write_atomically(path, lambda target: pd.concat([old, rows]).to_csv(target, index=False))
-
-
-PAPER = PROJECT_ROOT / "data" / "paper_results.csv"
-SYSTEM = ["model", "strategy", "retriever", "policy"]
-VALUES = ["value", "low", "high", "num_users", "command", "source", "date", "note"]
-FLOOR = ("random", "most-popular", "popularity-weighted", "repeat-last")
-OVERALL_TABLES = ("1", "2", "8", "field")  # one row per system; the others split by retriever, segment, strategy
-TEST_USERS = {"beauty": 22_363, "toys": 19_406, "sports": 35_597}  # the paper's Table 4
-# How a policy says that ties were not in the field's order, or that it reads that order off as a signal.
-OTHER_TIES = "shuffled|reverse|after_last"
 
 
 def load_paper() -> pd.DataFrame:
@@ -236,58 +258,6 @@ def load_paper() -> pd.DataFrame:
 
 
 def load_measured(dataset: str) -> pd.DataFrame:
-    """Read our results on a real dataset, with command, source, date and note; empty where there are none."""
-    if not MEASURED.exists():
-        return pd.DataFrame(columns=[*RESULT_KEYS, *VALUES])
+    """Read our results on a real dataset: the columns of results.csv, then command, source, date and note."""
     table = pd.read_csv(MEASURED, keep_default_na=False)
     return table[table["dataset"] == dataset].reset_index(drop=True)
-
-
-def name_systems(results: pd.DataFrame) -> pd.Series:
-    """One readable name per row out of model, strategy, retriever and policy; "none" is left out."""
-    rows = results[SYSTEM].astype(str).itertuples(index=False)
-    names = [" · ".join(part for part in row if part not in ("none", "nan", "")) for row in rows]
-    return pd.Series(names, index=results.index, dtype=object)
-
-
-def published(paper: pd.DataFrame, dataset: str, metric: str) -> pd.DataFrame:
-    """Every published system once, on one dataset and metric.
-
-    A system that several tables print is taken from the first of them; the tables agree (there is a test).
-    """
-    rows = paper[(paper["dataset"] == dataset) & (paper["metric"] == metric) & paper["table"].isin(OVERALL_TABLES)]
-    return rows.drop_duplicates("method").reset_index(drop=True)
-
-
-def same_protocol(measured: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Keep our rows that may stand beside the papers': all test users, ties by asin and not used as a signal."""
-    rows = measured[(measured["split"] == "test") & (measured["metric"] == metric)]
-    everyone = rows["num_users"].astype(float) >= 0.99 * rows["dataset"].map(TEST_USERS)
-    return rows[everyone & ~rows["policy"].str.contains(OTHER_TIES)].reset_index(drop=True)
-
-
-def worth_drawing(ours: pd.DataFrame) -> pd.DataFrame:
-    """Keep the best of each kind of system, LIS as the paper runs it, and STAR with transitions.
-
-    Args:
-        ours: from `same_protocol`. The floor (chance, popularity, the last item again) is left to the tables.
-    """
-    rows = ours[~ours["model"].isin(FLOOR)].sort_values("value", ascending=False)
-    named = (rows["policy"] == "STAR + ½ next") | ((rows["retriever"] == "bm25") & (rows["policy"] == "keep-seen"))
-    return rows[~rows["model"].duplicated() | named].reset_index(drop=True)
-
-
-def side_by_side(paper: pd.DataFrame, measured: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
-    """Stack published systems of some groups and our own, for `plotting.scoreboard`.
-
-    Args:
-        paper: from `published`; rows that are not comparable are left out.
-        measured: from `same_protocol`.
-        groups: of the paper's systems.
-    """
-    theirs = paper[paper["group"].isin(groups) & (paper["comparable"] == "yes")]
-    theirs = theirs.assign(label=theirs["method"], kind=theirs["group"])
-    ours = measured.assign(label=name_systems(measured), kind="ours, this repository")
-    columns = ["label", "kind", "value", "low", "high"]
-    parts = [part.reindex(columns=columns).astype(dict.fromkeys(columns[2:], float)) for part in (theirs, ours)]
-    return pd.concat([part for part in parts if len(part)], ignore_index=True)

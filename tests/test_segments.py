@@ -67,7 +67,7 @@ def test_quantile_thresholds_make_the_shares():
     assert segments.shares(lengths, (30, 90))["users"].tolist() == [30, 60, 10]
 
 
-def test_lead_is_welch():
+def test_mean_difference_is_welch():
     """Two groups by hand: means 3 and 1, variances 2 and 2, three and three people."""
     difference, low, high = segments.mean_difference(np.array([1.586, 3, 4.414]), np.array([-0.414, 1, 2.414]))
     error = 1.96 * np.sqrt(2 / 3 + 2 / 3)
@@ -86,10 +86,10 @@ def test_best_is_marked_only_where_the_interval_supports_it():
     assert not segments.by_segment(close, names)["best"].any()
 
 
-def test_paper_table_has_tables_6_and_7s_layout():
+def test_segment_table_has_tables_6_and_7s_layout():
     names = np.repeat(["cold-start", "regular"], 300)
     good = users(np.repeat([0.0, 1.0], 300))
-    table = segments.paper_table({"GLoSS": good, "LIS": users(np.zeros(600))}, names, "recall@5")
+    table = segments.segment_table({"GLoSS": good, "LIS": users(np.zeros(600))}, names, "recall@5")
     assert table.index.tolist() == ["GLoSS", "LIS"]
     assert table.loc["GLoSS", "regular"] == "1.0000 [1.0000, 1.0000]*"
     assert "*" not in "".join(table.loc["LIS"])
@@ -104,10 +104,3 @@ def test_neighbouring_lengths_are_pooled():
     assert table["num_users"].sum() == len(lengths)
 
 
-def test_measured_segments_are_replaced_per_data_set(tmp_path):
-    table = segments.by_segment(users(np.tile([0, 1], 30)), np.repeat(segments.SEGMENTS, 20)).assign(system="LIS")
-    for dataset in ("beauty", "sports", "beauty"):
-        segments.save_measured(table, dataset, tmp_path / "measured.csv")
-    rows = pd.read_csv(tmp_path / "measured.csv")
-    assert rows["dataset"].value_counts().to_dict() == {"beauty": 4, "sports": 4}
-    assert rows["source"].str.contains("rebuilt from public derivatives").all()
