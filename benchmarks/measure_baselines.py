@@ -1,37 +1,50 @@
-"""Measure the training-free baselines on real data, and keep them with their provenance.
+"""Measure the systems that need no language model on real data, and keep them with their provenance.
 
     python benchmarks/measure_baselines.py --dataset beauty --raw-dir ../shared/amazon2014
 
-Writes data/measured_results.csv, which notebook 02 shows beside the paper's Table 8.
+Prepares the data, ranks every test user with each baseline and with the fused signals of chapter 07, and lets
+`keep_measured` write its three files in data/.
 """
 
 import argparse
+import sys
 import tempfile
 
-from gloss_utils import baselines, raw_data, splits
-from gloss_utils.metrics import System, append_measured, evaluate, summarize
-from gloss_utils.retrieval import BM25Index, DenseIndex
+import keep_measured
+
+from gloss_utils import baselines, fusion, raw_data, splits
+from gloss_utils.dense import DenseIndex
+from gloss_utils.metrics import System, name_system, save_results
+from gloss_utils.retrieval import BM25Index
 
 
-def rankings(prepared: splits.Prepared, encoder: str, cache_dir: str | None) -> dict[System, object]:
-    """Every baseline's lists of ten for the test users."""
+def rankings(prepared: splits.Prepared, encoder: str, cache_dir: str | None):
+    """Each baseline's (system, items, scores or None) for the test users, lists of ten."""
     task, histories = splits.load_task(prepared), splits.training_histories(prepared)
-    texts = prepared.catalog["text"]
+    texts = prepared.catalog["text"].tolist()
     counts = baselines.item_counts(histories, len(texts))
     dense = DenseIndex(texts, encoder, cache_dir=cache_dir)
-    together = baselines.cooccurrence(histories, len(texts))
-    lists = {
-        System("random"): baselines.random_items(task, len(texts)),
-        System("popularity-weighted"): baselines.popularity_weighted(task, counts),
-        System("most-popular"): baselines.most_popular(task, counts),
-        System("most-popular", policy="drop-seen"): baselines.most_popular(task, counts, drop="seen"),
-        System("repeat-last"): baselines.repeat_last(task),
-        System("star", retriever=f"dense-{encoder}"): baselines.star(task, dense.vectors, together).items,
-    }
+    yield System("random"), baselines.random_items(task, len(texts)), None
+    yield System("popularity-weighted"), baselines.popularity_weighted(task, counts), None
+    yield System("most-popular"), baselines.most_popular(task, counts), None
+    yield System("most-popular", policy="drop-seen"), baselines.most_popular(task, counts, drop="seen"), None
+    yield System("repeat-last"), baselines.repeat_last(task), None
     for retriever, index in (("bm25", BM25Index(texts)), (f"dense-{encoder}", dense)):
         for drop, policy in (("none", "keep-seen"), ("query", "drop-query"), ("seen", "drop-seen")):
-            lists[System("lis", retriever=retriever, policy=policy)] = baselines.lis(task, index, drop=drop)
-    return lists
+            system = System("lis", retriever=retriever, policy=policy)
+            yield system, *baselines.lis_with_scores(task, index, drop=drop)
+    together = baselines.cooccurrence(histories, len(texts))
+    yield System("star", retriever=f"dense-{encoder}"), *baselines.star(task, dense.vectors, together)
+    yield System("fusion", retriever=encoder, policy="fused"), *fused(prepared, task, histories, dense.vectors)
+
+
+def fused(prepared: splits.Prepared, task: splits.Task, histories, vectors):
+    """The fused ranking of chapter 07: weights from validation users, signals from all training histories."""
+    days = splits.purchase_days(prepared)
+    shorter, held_out = fusion.extend_validation(prepared)
+    candidates = fusion.gather_candidates(fusion.fit_signals(shorter, vectors, fusion.FUSION, days), held_out)
+    weights = fusion.choose_weights(candidates)
+    return fusion.fuse(fusion.fit_signals(histories, vectors, fusion.FUSION, days), weights, task)
 
 
 def main() -> None:
@@ -39,24 +52,22 @@ def main() -> None:
     parser.add_argument("--dataset", default="beauty")
     parser.add_argument("--raw-dir", default="")
     parser.add_argument("--encoder", default="minilm")
-    parser.add_argument("--tie-order", default="asin", help="asin, shuffled or reverse")
+    parser.add_argument("--data-dir", default="", help="where rankings are kept; nowhere by default")
     parser.add_argument("--cache-dir", default=None, help="where vectors are kept between runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = raw_data.prepare(
-            options.dataset, raw_dir=options.raw_dir, data_dir=scratch, tie_order=options.tie_order
-        )
-        targets = splits.load_task(prepared).targets
-        for system, ranked in rankings(prepared, options.encoder, options.cache_dir).items():
-            summary = summarize(evaluate(ranked, targets))
-            about = {"dataset": options.dataset, "split": "test", "model": system.model, "strategy": system.strategy}
-            rows = summary.assign(**about, retriever=system.retriever, policy=system.policy)
-            command = (
-                f"python benchmarks/measure_baselines.py --dataset {options.dataset} --encoder {options.encoder}"
+        prepared = raw_data.prepare(options.dataset, options.raw_dir, options.data_dir or scratch)
+        if reason := keep_measured.refusal(prepared):
+            sys.exit(reason)
+        task = splits.load_task(prepared)
+        for system, items, scores in rankings(prepared, options.encoder, options.cache_dir):
+            means = save_results(prepared, "test", system, items, scores, task).mean(numeric_only=True)
+            print(
+                f"{name_system(system):35s} recall@5 {means['recall@5']:.4f}  ndcg@5 {means['ndcg@5']:.4f}",
+                flush=True,
             )
-            append_measured(rows, command + " --raw-dir RAW_DIR", note=f"{options.tie_order} ties")
-            means = summary.set_index("metric")["value"]
-            print(f"{system.name:45s} recall@5 {means['recall@5']:.4f}  ndcg@5 {means['ndcg@5']:.4f}", flush=True)
+        command = f"python benchmarks/measure_baselines.py --dataset {options.dataset} --raw-dir RAW_DIR"
+        keep_measured.keep_dataset(prepared, None, command, "ties by asin")
 
 
 if __name__ == "__main__":
