@@ -3,7 +3,7 @@
     python benchmarks/bench_fusion.py --raw-dir ../shared/amazon2014
 
 Titles are encoded before the clock starts (they are cached in a real run too). The clock covers counting the
-matrices, scoring, adding up and the top ten. The limits: 30 seconds on two cores, 2 GiB for the whole process.
+matrices, scoring, adding up and the top ten. The limits: 20 seconds on two cores, 2 GiB for the whole process.
 Every size runs in a process of its own, so that the memory is its own.
 """
 
@@ -27,7 +27,7 @@ from gloss_utils.paths import PROJECT_ROOT
 RESULTS = PROJECT_ROOT / "benchmarks" / "results" / "fusion.csv"
 FIGURE = PROJECT_ROOT / "figures" / "bench_fusion.png"
 DIMENSIONS = 384  # of MiniLM
-LIMIT_SECONDS, LIMIT_GIB = 30, 2
+LIMIT_SECONDS, LIMIT_GIB = 20, 2
 
 
 def made_up_store(num_users: int, num_items: int, seed: int = 42):

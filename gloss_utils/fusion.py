@@ -1,39 +1,52 @@
-"""Add signals up into one ranking, with weights chosen on users whose test item is not touched."""
+"""Late fusion: several signals score the catalog, and their weighted sum ranks it.
+
+Signals are fitted on the training histories (and the catalog's titles); the weights are fitted on validation users.
+No test item takes part in either.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import lapack
+from scipy.linalg import inv
 from scipy.optimize import minimize
 
-from .baselines import (
-    STAR_DECAY,
-    STAR_HISTORY,
-    cooccurrence,
-    hide_seen,
-    interaction_matrix,
-    item_counts,
-    item_rows,
-    recency_weights,
-)
+from . import baselines
+from .baselines import STAR_DECAY, STAR_HISTORY, hide_seen, interaction_matrix, item_rows
 from .paths import check_choice
 from .retrieval import Hits, blocks, top_k
 from .splits import Prepared, Task, load_task, training_histories, user_bounds
 
-EASE_PENALTY = 200.0  # pulls the weights of rarely bought items to zero
-AHEAD_REACH = 6  # how many purchases later still counts as "bought after"
-SOON_REACH = 20  # the same, where what counts is how many days later
-SOON_DAYS = 10.0  # a purchase so many days later tells a third as much (1/e) as one on the same day
-FRESH_DAYS = 60.0  # likewise, for how long ago an item of the user was bought
-OLD_SHARE = 0.05  # what an item tells however long ago it was bought
-WALK_NEIGHBOURS = 100  # a walk goes on to an item's closest ones only, which is ten times faster
-WALK_HISTORY = 5  # items that walks and "ahead" start from
+SIGNALS = (
+    "text",  # titles close to those of the last three items: STAR's one half
+    "cooccurrence",  # bought by the same users: its other half
+    "random_walk",  # two hops: to the buyers of an item, to what they bought, and once more
+    "transitions",  # a Markov chain: what followed the last item
+    "two_step",  # what followed what followed it
+    "skip_transitions",  # what came up to six purchases after one of the last five
+    "time_decayed",  # what came within days of them, recent purchases first
+    "ease",  # a linear model of whole histories in closed form
+    "popularity",
+)
+FUSION = tuple(name for name in SIGNALS if name != "ease")  # EASE holds a dense num_items² matrix
+
+# Set by hand on Beauty, before Toys was at hand; whether only validation users were looked at is not recorded.
+WALK_NEIGHBOURS = 100  # random_walk keeps an item's closest items only, which is ten times faster
+WALK_HISTORY = 5  # random_walk and skip_transitions start from so many items; STAR's 3 is the paper's
+SKIP_REACH = 6  # skip_transitions: up to how many purchases later an item still follows
+TIME_REACH = 20  # time_decayed: the same, further, since the days between decide there
+TIME_DAYS = 10.0  # time_decayed: an item that followed so many days later counts 1/e of one on the same day
+TIME_HISTORY, TIME_RANK_DECAY = 10, 0.9  # time_decayed starts from more items, since their age decides there
+AGE_DAYS, AGE_FLOOR = 60.0, 0.05  # time_decayed: a user's item counts floor + exp(-age / days)
+EASE_PENALTY = 200.0  # fixed beforehand, not tuned
+CANDIDATES = 50  # items per signal on which weights are fitted: about as many as can matter for a list of ten
+EXTRA_SHARE = 5  # at most one user in five gives up an item for the choice of weights
+THREADS = 4  # blocks of users ranked at once; each holds a few score matrices
 
 
 class Signal(Protocol):
@@ -45,28 +58,19 @@ class Signal(Protocol):
 
 @dataclass(frozen=True)
 class ItemSignal:
-    """Scores from a user's last items: weights times matrices, then a root.
+    """Scores from a user's last items: their weights times matrices, then a power."""
 
-    Attributes:
-        chain: matrices to go through, the first of [num_items, …], the last of […, num_items].
-        length: how many of the last items speak.
-        decay: how much less each earlier one counts.
-        power: 0.5 takes the root of a count-like score; 1 leaves a cosine as it is.
-    """
+    matrices: tuple  # to multiply by in turn, the first [num_items, …], the last […, num_items]
+    length: int = 1  # how many of the last items count
+    decay: float = STAR_DECAY  # factor per item further back
+    power: float = 0.5  # the root tames the long tail of counts; 1 leaves a cosine as it is
 
-    chain: tuple
-    length: int = 1
-    decay: float = STAR_DECAY
-    power: float = 0.5
-
-    @property
-    def matrices(self) -> tuple:
-        """What must be kept in memory."""
-        return self.chain
+    def profile(self, task: Task) -> sp.csr_matrix:
+        """The weights of each user's items, float32 [num_users, num_items]."""
+        return baselines.recency_weights(task, self.matrices[0].shape[0], self.length, self.decay)
 
     def score(self, task: Task) -> np.ndarray:
-        recent = recency_weights(task, self.chain[0].shape[0], self.length, self.decay)
-        scores = reduce(lambda row, matrix: row @ matrix, self.chain, recent)
+        scores = reduce(lambda rows, matrix: rows @ matrix, self.matrices, self.profile(task))
         scores = scores.toarray() if sp.issparse(scores) else scores
         if self.power != 1:
             np.maximum(scores, 0, out=scores)
@@ -75,51 +79,25 @@ class ItemSignal:
 
 
 @dataclass(frozen=True)
-class SoonAfter:
-    """What others bought within days of the user's items, which count less the longer ago they were bought.
+class TimeDecayed(ItemSignal):
+    """Items also count less the longer they are ago, seen from the day of the user's last known purchase."""
 
-    "Now" is the day of the user's last known purchase, so nothing of the held-out item is used.
+    days: Mapping[str, np.ndarray] | None = None  # `splits.purchase_days`; only the dates of seen items are read
 
-    Attributes:
-        following: float32 [num_items, num_items], from `transitions` with days.
-        days: per reviewer id, the dates of all purchases (`splits.purchase_days`); only those of seen items are read.
-        length: how many of the last items speak.
-        decay: how much less each earlier one counts, beside its age.
-    """
-
-    following: sp.csr_matrix
-    days: Mapping[str, np.ndarray]
-    length: int = 10
-    decay: float = 0.9
-
-    @property
-    def matrices(self) -> tuple:
-        """What must be kept in memory."""
-        return (self.following,)
-
-    def score(self, task: Task) -> np.ndarray:
+    def profile(self, task: Task) -> sp.csr_matrix:
         recent = [items[-self.length :] for items in task.seen_items]
-        weights = [
-            self._weights(self.days[str(reviewer_id)][: len(items)])
-            for reviewer_id, items in zip(task.reviewer_ids, task.seen_items)
-        ]
-        listening = item_rows(recent, np.concatenate(weights), self.following.shape[0])
-        scores = (listening @ self.following).toarray()
-        return np.sqrt(scores, out=scores)
+        pairs = zip(task.reviewer_ids, task.seen_items)
+        weights = [self._weights(self.days[str(reviewer_id)][: len(items)]) for reviewer_id, items in pairs]
+        return item_rows(recent, np.concatenate(weights), self.matrices[0].shape[0])
 
     def _weights(self, days: np.ndarray) -> np.ndarray:
         days = days[-self.length :]
-        fresh = OLD_SHARE + np.exp((days - days[-1]) / FRESH_DAYS)
-        return fresh * self.decay ** np.arange(len(days))[::-1]
+        return (AGE_FLOOR + np.exp((days - days[-1]) / AGE_DAYS)) * self.decay ** np.arange(len(days))[::-1]
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """The logarithm of how often an item was bought, the same for everyone.
-
-    Attributes:
-        counts: int64 [num_items], in the training part.
-    """
+    """The logarithm of how often an item was bought (int64 [num_items]), the same for everyone."""
 
     counts: np.ndarray
 
@@ -128,38 +106,13 @@ class Popularity:
 
 
 @dataclass(frozen=True)
-class AfterLast:
-    """1 for the items whose asin comes after that of the user's last one.
-
-    This is no taste. Dates are whole days and the field orders a day's purchases by asin, so the held-out
-    item of a busy last day has a higher asin than the one before. Under shuffled ties it knows nothing.
-
-    Attributes:
-        asin_rank: [num_items], each item's place in asin order: `catalog["asin"].rank().to_numpy()`.
-    """
-
-    asin_rank: np.ndarray
-
-    def score(self, task: Task) -> np.ndarray:
-        last = np.array([items[-1] for items in task.seen_items])
-        return (self.asin_rank > self.asin_rank[last][:, None]).astype(np.float32)
-
-
-@dataclass(frozen=True)
 class GeneratedTexts:
-    """How close an item's title is to the closest text that a model wrote for the user.
+    """How close an item's title is to the closest text that a model generated for the user."""
 
-    Attributes:
-        texts: per reviewer id, unit vectors float32 [num_texts, dimensions] in beam order.
-        vectors: of the catalog, float32 [num_items, dimensions].
-        fade: how much less each later text counts.
-        power: above 1, near misses count less beside exact titles.
-    """
-
-    texts: Mapping[str, np.ndarray]
-    vectors: np.ndarray
-    fade: float = 0.9
-    power: float = 4.0
+    texts: Mapping[str, np.ndarray]  # per reviewer id, unit vectors float32 [num_texts, dimensions], best beam first
+    vectors: np.ndarray  # of the catalog, float32 [num_items, dimensions]
+    fade: float = 0.9  # factor per later text
+    power: float = 4.0  # above 1, near misses count less beside exact titles
 
     def score(self, task: Task) -> np.ndarray:
         scores = np.zeros((len(task), len(self.vectors)), dtype=np.float32)
@@ -171,21 +124,27 @@ class GeneratedTexts:
         return scores
 
 
+class WeightedSum:
+    """A weighted sum of signals, itself a signal; a signal without a weight is not scored."""
+
+    def __init__(self, signals: Mapping[str, Signal], weights: Mapping[str, float]):
+        used = {check_choice(name, signals, "signal"): weight for name, weight in weights.items() if weight}
+        if not used:
+            raise ValueError("every weight is zero: give at least one signal a weight")
+        self.parts = [(np.float32(weight), signals[name]) for name, weight in used.items()]
+
+    def score(self, task: Task) -> np.ndarray:
+        return sum(weight * signal.score(task) for weight, signal in self.parts)
+
+
 def transitions(
-    histories: Sequence[np.ndarray],
-    num_items: int,
-    reach: int = 1,
-    decay: float = STAR_DECAY,
-    days: Sequence[np.ndarray] | None = None,
+    histories: Sequence, num_items: int, reach: int = 1, decay: float = STAR_DECAY, days: Sequence | None = None
 ) -> sp.csr_matrix:
     """Count how often an item was followed by another, float32 [num_items, num_items].
 
     Args:
-        histories: item numbers per user in time order, of the training part only.
-        num_items: of the catalog.
-        reach: up to how many purchases later.
-        decay: how much less each further purchase counts.
-        days: when each item was bought; then a follower fades with the days between (`SOON_DAYS`).
+        reach: up to how many purchases later; each further one counts `decay` times less.
+        days: when each item was bought; then a pair also counts less by the days between (`TIME_DAYS`).
     """
     before, after, weights = [], [], []
     for distance in range(1, reach + 1):
@@ -195,15 +154,21 @@ def transitions(
         weights.append(np.full(pairs, decay ** (distance - 1), dtype=np.float32))
         if days is not None:
             between = np.concatenate([dates[distance:] - dates[:-distance] for dates in days])
-            weights[-1] *= np.exp(-between / SOON_DAYS).astype(np.float32)
+            weights[-1] *= np.exp(-between / TIME_DAYS).astype(np.float32)
     cells = (np.concatenate(weights), (np.concatenate(before), np.concatenate(after)))
     return sp.csr_matrix(cells, (num_items, num_items))
 
 
-def by_rows(matrix: sp.csr_matrix, power: float = 1.0) -> sp.csr_matrix:
+def normalize_rows(matrix: sp.csr_matrix, power: float = 1.0) -> sp.csr_matrix:
     """Divide every row by its sum (to a power); an empty row stays empty."""
+    # scikit-learn's normalize() knows L1, L2 and max, not the root of a sum
     sums = np.asarray(matrix.sum(axis=1)).ravel()
     return (sp.diags(np.where(sums > 0, sums, 1) ** -power, dtype=np.float32) @ matrix).tocsr()
+
+
+def normalize_symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """Divide by the roots of the row's and of the column's sum, so that popular items count less."""
+    return normalize_rows(normalize_rows(matrix, 0.5).T.tocsr(), 0.5).T.tocsr()
 
 
 def keep_best(matrix: sp.csr_matrix, per_row: int = WALK_NEIGHBOURS) -> sp.csr_matrix:
@@ -215,133 +180,61 @@ def keep_best(matrix: sp.csr_matrix, per_row: int = WALK_NEIGHBOURS) -> sp.csr_m
 
 
 def ease(histories: Sequence[np.ndarray], num_items: int, penalty: float = EASE_PENALTY) -> np.ndarray:
-    """EASE: the item-to-item weights that best rebuild every user's row from its other items.
-
-    Closed form, no training loop: with P the inverse of (XᵀX + penalty), the weights are -P[i, j] / P[j, j],
-    and 0 on the diagonal. One matrix of num_items² float32 is held, and inverted in place.
+    """EASE in closed form: with P the inverse of (XᵀX + penalty), -P[i, j] / P[j, j], and 0 on the diagonal.
 
     Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW 2019).
     """
     bought = interaction_matrix(histories, num_items)
-    weights = (bought.T @ bought).toarray()
-    weights[np.diag_indices(num_items)] += penalty
-    # the matrix is symmetric, so LAPACK may work in its transpose: a Fortran array without a copy
-    factor, failed = lapack.spotrf(weights.T, lower=1, clean=0, overwrite_a=1)
-    if failed:
-        raise ValueError(f"EASE cannot invert its matrix with penalty={penalty}: take a positive one")
-    inverse = lapack.spotri(factor, lower=1, overwrite_c=1)[0].T  # only its upper triangle is filled
-    for start in range(0, num_items, 1024):
-        rows = slice(start, start + 1024)
-        block = inverse[rows, rows]
-        block[:] = np.triu(block) + np.triu(block, 1).T
-        inverse[start + 1024 :, rows] = inverse[rows, start + 1024 :].T
-    diagonal = inverse.diagonal().copy()
-    inverse /= -diagonal
+    gram = (bought.T @ bought).toarray()
+    gram[np.diag_indices(num_items)] += penalty
+    inverse = inv(gram, overwrite_a=True, check_finite=False, assume_a="pos")
+    inverse /= -inverse.diagonal()
     inverse[np.diag_indices(num_items)] = 0
     return inverse
 
 
-def by_both(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """Divide by the roots of the row's and of the column's sum, so that popular items do not drown the rest."""
-    return by_rows(by_rows(matrix, 0.5).T.tocsr(), 0.5).T.tocsr()
-
-
-def _text(histories, vectors, days):
-    return ItemSignal((vectors, vectors.T), STAR_HISTORY, power=1)
-
-
-def _together(histories, vectors, days):
-    return ItemSignal((cooccurrence(histories, len(vectors)),), STAR_HISTORY)
-
-
-def _walk(histories, vectors, days):
-    bought = interaction_matrix(histories, len(vectors))
-    there_and_back = by_rows(bought.T.tocsr()) @ by_rows(bought)  # from an item to its buyers to their items
-    return ItemSignal((keep_best(there_and_back),) * 2, WALK_HISTORY)
-
-
-def _next(histories, vectors, days):
-    return ItemSignal((by_rows(transitions(histories, len(vectors))),))
-
-
-def _two_step(histories, vectors, days):
-    return ItemSignal((by_rows(transitions(histories, len(vectors))),) * 2)
-
-
-def _ahead(histories, vectors, days):
-    return ItemSignal((by_both(transitions(histories, len(vectors), AHEAD_REACH)),), WALK_HISTORY)
-
-
-def _soon(histories, vectors, days):
-    if days is None or len(days) != len(histories):
-        raise ValueError(
-            f"signal 'soon' needs the dates of {len(histories)} histories, "
-            f"got {0 if days is None else len(days)}: pass days=splits.purchase_days(prepared)"
-        )
-    known = [dates[: len(items)] for dates, items in zip(days.values(), histories)]
-    followers = transitions(histories, len(vectors), SOON_REACH, decay=1.0, days=known)
-    return SoonAfter(by_both(followers), days)
-
-
-def _ease(histories, vectors, days):
-    return ItemSignal((ease(histories, len(vectors)),), STAR_HISTORY)
-
-
-# The default sum: all but EASE, which is large.
-FUSION = ("text", "together", "walk", "next", "two_step", "ahead", "soon", "popularity")
-
-# What there is to choose from; each is built from the training part and the catalog's vectors alone.
-SIGNALS = {
-    "text": _text,  # STAR's half: titles close to those of the last three items
-    "together": _together,  # STAR's other half: bought by the same users
-    "walk": _walk,  # to the buyers of an item, to what they bought, and once more
-    "next": _next,  # what followed the last item
-    "two_step": _two_step,  # what followed what followed it
-    "ahead": _ahead,  # what came up to six purchases after one of the last five
-    "soon": _soon,  # what came within days of them, where a purchase of long ago says little
-    "ease": _ease,  # a linear model of whole histories, in closed form; num_items² memory
-    "popularity": lambda histories, vectors, days: Popularity(item_counts(histories, len(vectors))),
-}
+def random_walk(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
+    """One hop of a random walk: from an item to its buyers, to what they bought; the closest items only."""
+    bought = interaction_matrix(histories, num_items)
+    return keep_best(normalize_rows(bought.T.tocsr()) @ normalize_rows(bought))
 
 
 def fit_signals(
-    histories: Sequence[np.ndarray],
-    vectors: np.ndarray,
-    names: Sequence[str],
-    days: Mapping[str, np.ndarray] | None = None,
+    histories: Sequence[np.ndarray], vectors: np.ndarray, names: Sequence[str] = FUSION, days: Mapping | None = None
 ) -> dict[str, Signal]:
-    """Count what the named signals need.
+    """Fit the named signals on `splits.training_histories` and the titles' unit vectors.
 
-    Args:
-        histories: from `splits.training_histories`.
-        vectors: unit vectors of the catalog's texts, float32 [num_items, dimensions].
-        names: of `SIGNALS`.
-        days: from `splits.purchase_days`, its users in the order of the histories; `soon` needs it.
-
-    Raises:
-        ValueError: a name is not known, or `soon` is asked for without days.
+    `time_decayed` needs `days`, from `splits.purchase_days`, with its users in the order of the histories.
     """
-    return {name: SIGNALS[check_choice(name, SIGNALS, "signal")](histories, vectors, days) for name in names}
+    num_items = len(vectors)
 
+    def after(reach: int, **options) -> sp.csr_matrix:
+        return normalize_symmetric(transitions(histories, num_items, reach, **options))
 
-PER_SIGNAL = 50  # items that each signal may bring in when weights are chosen
-THREADS = 4  # blocks of users ranked at once; each holds a few score matrices
-EXTRA_SHARE = 5  # at most one user in five gives up an item for the choice of weights
+    def time_decayed() -> TimeDecayed:
+        if len(days or ()) != len(histories):
+            counts = f"dates of {len(histories)} histories, got {len(days or ())}"
+            raise ValueError(f"time_decayed needs the {counts}: pass days=splits.purchase_days(prepared)")
+        known = [dates[: len(items)] for dates, items in zip(days.values(), histories)]
+        return TimeDecayed((after(TIME_REACH, decay=1.0, days=known),), TIME_HISTORY, TIME_RANK_DECAY, days=days)
+
+    fits = {
+        "text": lambda: ItemSignal((vectors, vectors.T), STAR_HISTORY, power=1),
+        "cooccurrence": lambda: ItemSignal((baselines.cooccurrence(histories, num_items),), STAR_HISTORY),
+        "random_walk": lambda: ItemSignal((random_walk(histories, num_items),) * 2, WALK_HISTORY),
+        "transitions": lambda: ItemSignal((normalize_rows(transitions(histories, num_items)),)),
+        "two_step": lambda: ItemSignal((normalize_rows(transitions(histories, num_items)),) * 2),
+        "skip_transitions": lambda: ItemSignal((after(SKIP_REACH),), WALK_HISTORY),
+        "time_decayed": time_decayed,
+        "ease": lambda: ItemSignal((ease(histories, num_items),), STAR_HISTORY),
+        "popularity": lambda: Popularity(baselines.item_counts(histories, num_items)),
+    }
+    return {name: fits[check_choice(name, SIGNALS, "signal")]() for name in names}
 
 
 def fuse(signals: Mapping[str, Signal], weights: Mapping[str, float], task: Task, k: int = 10) -> Hits:
-    """Rank the catalog by the weighted sum of signals; items of the history are not recommended.
-
-    Args:
-        signals: by name.
-        weights: by name; a signal without one is not asked.
-        task: whom to recommend to.
-        k: items per user.
-
-    Raises:
-        ValueError: a weight names a signal that is not there.
-    """
-    total = Sum(signals, weights)
+    """Rank the catalog by the weighted sum of signals, k items per user; items of the history are left out."""
+    total = WeightedSum(signals, weights)
 
     def rank(rows: np.ndarray) -> Hits:
         part = task.take(rows)
@@ -354,54 +247,27 @@ def fuse(signals: Mapping[str, Signal], weights: Mapping[str, float], task: Task
     return Hits(*map(np.concatenate, zip(*parts)))
 
 
-class Sum:
-    """A weighted sum of signals, itself a signal."""
-
-    def __init__(self, signals: Mapping[str, Signal], weights: Mapping[str, float]):
-        used = {check_choice(name, signals, "signal"): weight for name, weight in weights.items() if weight}
-        if not used:
-            raise ValueError("every weight is zero: give at least one signal a weight")
-        self.parts = [(np.float32(weight), signals[name]) for name, weight in used.items()]
-
-    def score(self, task: Task) -> np.ndarray:
-        return sum(weight * signal.score(task) for weight, signal in self.parts)
-
-
 def _row_blocks(task: Task, signal: Signal):
     """Cut the users so that a block's scores stay small: memory does not grow with the number of users."""
     num_items = signal.score(task.take(np.arange(1))).shape[1]
     return (np.arange(len(task))[rows] for rows in blocks(len(task), num_items))
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """What the choice of weights looks at: each user's candidate items, the held-out one among them.
+class Candidates(NamedTuple):
+    """Each user's candidate items, the held-out one among them, and what the signals say of them."""
 
-    Attributes:
-        names: of the signals.
-        features: float32 [num_rows, num_signals], a row per user and candidate item.
-        starts: int64 [num_users], each user's first row.
-        bought: int64 [num_users], the row of the held-out item.
+    names: tuple[str, ...]  # of the signals
+    features: np.ndarray  # float32 [num_rows, num_signals], a row per user and candidate item
+    starts: np.ndarray  # int64 [num_users], each user's first row
+    bought: np.ndarray  # int64 [num_users], the row of the held-out item
+
+
+def gather_candidates(signals: Mapping[str, Signal], task: Task, per_signal: int = CANDIDATES) -> Candidates:
+    """Collect each signal's best unseen items, for the users whose held-out item is then among them.
+
+    The signals must be fitted without these held-out items; the users are validation users, never test users.
     """
-
-    names: tuple[str, ...]
-    features: np.ndarray
-    starts: np.ndarray
-    bought: np.ndarray
-
-
-def gather_candidates(signals: Mapping[str, Signal], task: Task, per_signal: int = PER_SIGNAL) -> Candidates:
-    """Let each signal bring in its best items, for the users whose held-out item is then among them.
-
-    Args:
-        signals: by name, built without the held-out items of these users.
-        task: users whose targets may be looked at: validation, never test.
-        per_signal: items per user and signal.
-
-    Raises:
-        ValueError: no signal finds any user's item.
-    """
-    tables, lengths, place = [], [], []
+    tables, lengths, position = [], [], []
     for rows in _row_blocks(task, next(iter(signals.values()))):
         part = task.take(rows)
         scores = [np.array(signal.score(part)) for signal in signals.values()]
@@ -410,48 +276,12 @@ def gather_candidates(signals: Mapping[str, Signal], task: Task, per_signal: int
             items = np.unique(found[user][found[user] >= 0])
             if target in items:
                 tables.append(np.stack([score[user, items] for score in scores], axis=1))
-                place.append(int(np.searchsorted(items, target)))
+                position.append(int(np.searchsorted(items, target)))
                 lengths.append(len(items))
     if not tables:
         raise ValueError(f"no held-out item of {len(task)} users is among the candidates: raise `per_signal`")
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return Candidates(tuple(signals), np.concatenate(tables), starts, starts + place)
-
-
-def choose_weights(
-    candidates: Candidates, names: Sequence[str] | None = None, shrink: float = 1e-3
-) -> dict[str, float]:
-    """Find the weights under which the users' held-out items are likeliest.
-
-    A softmax over a user's candidates is a distribution; the weights maximize the probability of the item
-    that was bought. None is negative. The problem is convex and has as many unknowns as there are signals.
-
-    Args:
-        candidates: from `gather_candidates`.
-        names: the signals to use; None for all.
-        shrink: pulls weights that do not matter to zero.
-    """
-    names = tuple(names or candidates.names)
-    columns = [candidates.names.index(check_choice(name, candidates.names, "signal")) for name in names]
-    features = candidates.features[:, columns].astype(np.float64)
-    scale = features.std(axis=0)
-    scale[scale < 1e-9] = np.inf  # what is the same for all candidates tells nothing: its weight is 0
-    features /= scale
-    starts, bought, num_users = candidates.starts, candidates.bought, len(candidates.starts)
-    user = np.repeat(np.arange(num_users), np.diff([*starts, len(features)]))
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        scores = features @ weights
-        scores -= np.maximum.reduceat(scores, starts)[user]
-        chance = np.exp(scores)
-        total = np.add.reduceat(chance, starts)
-        surprise = np.log(total).mean() - scores[bought].mean() + shrink * weights @ weights
-        expected = (chance / total[user]) @ features
-        return surprise, (expected - features[bought].sum(axis=0)) / num_users + 2 * shrink * weights
-
-    first = np.full(len(names), 0.1)
-    best = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(names)).x
-    return dict(zip(names, (best / scale).round(4).tolist()))
+    return Candidates(tuple(signals), np.concatenate(tables), starts, starts + position)
 
 
 def _best_unseen(scores: np.ndarray, task: Task, k: int) -> np.ndarray:
@@ -460,19 +290,40 @@ def _best_unseen(scores: np.ndarray, task: Task, k: int) -> np.ndarray:
     return top_k(scores, k, floor=0.0).items
 
 
+def choose_weights(candidates: Candidates, names: Sequence[str] = (), shrink: float = 1e-3) -> dict[str, float]:
+    """Minimize the softmax cross-entropy of the users' held-out items among their candidates; no weight is negative.
+
+    The problem is convex with one unknown per signal. scikit-learn's LogisticRegression has neither a softmax over
+    each user's own candidates nor bounds.
+    `shrink` is an L2 penalty on the weights, in units of each signal's standard deviation.
+    """
+    names = tuple(names or candidates.names)
+    columns = [candidates.names.index(check_choice(name, candidates.names, "signal")) for name in names]
+    features = candidates.features[:, columns].astype(np.float64)
+    scale = features.std(axis=0)
+    scale[scale < 1e-9] = np.inf  # a constant tells no candidates apart: its weight is 0
+    features /= scale
+    starts, bought, num_users = candidates.starts, candidates.bought, len(candidates.starts)
+    user = np.repeat(np.arange(num_users), np.diff([*starts, len(features)]))
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = features @ weights
+        scores -= np.maximum.reduceat(scores, starts)[user]
+        exponentials = np.exp(scores)
+        total = np.add.reduceat(exponentials, starts)
+        value = np.log(total).mean() - scores[bought].mean() + shrink * weights @ weights
+        expected = (exponentials / total[user]) @ features
+        return value, (expected - features[bought].sum(axis=0)) / num_users + 2 * shrink * weights
+
+    first = np.full(len(names), 0.1)
+    best = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(names)).x
+    return dict(zip(names, (best / scale).round(4).tolist()))
+
+
 def extend_validation(prepared: Prepared, extra_users: int = 3000, seed: int = 42) -> tuple[list[np.ndarray], Task]:
-    """Make a larger validation task out of the training part.
+    """Add drawn users to the validation users, the last item of whose training part is then held out too.
 
-    The validation users are few. So more users are drawn, and the last item of their training part is held
-    out too. The test items of all users stay out of it.
-
-    Args:
-        prepared: the dataset.
-        extra_users: how many to draw beside the validation users; at most one user in five.
-        seed: of the draw.
-
-    Returns:
-        the training histories without these items, in sorted-reviewer order, and the task.
+    Returns the training histories without these items, in sorted-reviewer order, and the task.
     """
     histories = training_histories(prepared)
     validation = load_task(prepared, "validation")
