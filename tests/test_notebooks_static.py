@@ -2,6 +2,7 @@
 
 import ast
 import re
+import statistics
 from pathlib import Path
 
 import nbformat
@@ -22,6 +23,22 @@ EXPECTED = [
     "08_scoreboard",
 ]
 MAX_CELL_LINES = 30
+MAX_MEDIAN_LINES = 6
+WORDS = (900, 1500)
+# What a chapter teaches stands in its own cells, in the libraries' own words.
+IN_THE_OPEN = {
+    "03_qlora_finetuning": [
+        "BitsAndBytesConfig(",
+        "LoraConfig(",
+        "get_peft_model(",
+        "SFTConfig(",
+        "SFTTrainer(",
+        "FastLanguageModel",
+        "AutoModelForCausalLM.from_pretrained(",
+    ],
+    "04_generation_strategies": ["num_beams=", "do_sample=True", "temperature=", "top_p="],
+    "05_retrieval_and_ranking": ["retriv"],
+}
 MAX_BYTES = 500_000
 MACHINE_PATH = re.compile(r"(^|[^a-zA-Z0-9_.])/(home|root|tmp|work|Users|mnt|opt)/[a-zA-Z0-9_.-]+")
 
@@ -68,7 +85,29 @@ def test_every_cell_parses_and_is_short(path):
     for cell in code_cells(path):
         ast.parse(re.sub(r"^\s*[%!].*$", "pass", cell.source, flags=re.M))
         assert len(cell.source.splitlines()) <= MAX_CELL_LINES, cell.source[:80]
-        assert "if False" not in cell.source
+        assert "if False" not in cell.source and ".style" not in cell.source
+    assert statistics.median(len(cell.source.splitlines()) for cell in code_cells(path)) <= MAX_MEDIAN_LINES
+
+
+@each_notebook
+def test_is_as_long_as_a_lesson(path):
+    words = sum(len(cell.source.split()) for cell in read(path).cells if cell.cell_type == "markdown")
+    assert WORDS[0] <= words <= WORDS[1], words
+
+
+@pytest.mark.parametrize("stem", IN_THE_OPEN)
+def test_the_lesson_is_in_the_cells(stem):
+    """Chapter 03 taught QLoRA without naming one of its classes: the reader saw three calls of the helper."""
+    code = "\n".join(cell.source for cell in code_cells(ROOT / "notebooks" / f"{stem}.ipynb"))
+    assert [name for name in IN_THE_OPEN[stem] if name not in code] == []
+
+
+@each_notebook
+def test_a_misspelt_parameter_is_refused_without_the_runner_too(path):
+    """Plain papermill took NUM_BEAM with a warning, and ran on with the default."""
+    cells = code_cells(path)
+    place = cells.index(parameters_cell(path))
+    assert cells[place + 1].source.startswith("check_parameters(globals())")
 
 
 @each_notebook
@@ -86,8 +125,8 @@ def test_opens_and_closes_as_the_course_does(path):
     assert markdown[0].startswith(f"# {path.stem[:2]} · ")
     for part in ("**Goal", "**You will learn", "**Needs", "**Time and memory"):
         assert part in markdown[0], part
-    ending = "\n".join(markdown[-4:])
-    for part in ("Recap", "Exercises", "<details>", "Next"):
+    ending = "\n".join(markdown[-8:])
+    for part in ("## Recap", "## Exercises", "<details>", "## Next"):
         assert part in ending, part
 
 
