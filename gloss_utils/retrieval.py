@@ -1,13 +1,9 @@
-"""Search a catalog by text: BM25, dense vectors, or both, behind one call.
+"""Search a catalog by text: hits, exact top-k, BM25, and two indexes merged; `dense` searches by vectors.
 
-    hits = BM25Index(texts).search(queries, k=20)     # hits.items, hits.scores: [num_queries, k]
-
-Every index keeps three promises: equal scores go to the lower item number, a query without a hit gets
-a row of -1, and `k` beyond the catalog pads with -1.
+In every index equal scores go to the lower item number, a query without a hit gets a row of -1, and `k`
+beyond the catalog pads with -1.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,17 +12,11 @@ import numpy as np
 import scipy.sparse as sp
 import Stemmer
 
-
-BLOCK_CELLS = 8_000_000  # score cells held at once, 32 MB: memory does not grow with the number of queries
+BLOCK_CELLS = 8_000_000  # scores held at once, 32 MB: memory does not grow with the number of queries
 
 
 class Hits(NamedTuple):
-    """What a search found, best first.
-
-    Attributes:
-        items: int64 [num_queries, k], item numbers; -1 pads.
-        scores: float32 [num_queries, k]; -inf where `items` is -1.
-    """
+    """What a search found, best first: items int64 and scores float32 [num_queries, k]; -1 and -inf pad."""
 
     items: np.ndarray
     scores: np.ndarray
@@ -43,6 +33,7 @@ def top_k(scores: np.ndarray, k: int, floor: float = -np.inf) -> Hits:
     >>> top_k(np.array([[0.5, 0.9, 0.5]], dtype=np.float32), k=2).items
     array([[1, 0]])
     """
+    # By hand: np.argpartition, torch.topk and bm25s.retrieve leave the order of equal scores open.
     num_rows, num_items = scores.shape
     last = num_items - min(k, num_items)
     threshold = np.partition(scores, last, axis=1)[:, last, None]
@@ -50,11 +41,11 @@ def top_k(scores: np.ndarray, k: int, floor: float = -np.inf) -> Hits:
     values = scores[rows, columns]
     order = np.lexsort((-values, rows))  # stable, so columns stay ascending where values are equal
     rows, columns, values = rows[order], columns[order], values[order]
-    place = np.arange(len(rows)) - np.searchsorted(rows, np.arange(num_rows))[rows]
-    kept = place < k
+    rank = np.arange(len(rows)) - np.searchsorted(rows, np.arange(num_rows))[rows]
+    kept = rank < k
     hits = no_hits(num_rows, k)
-    hits.items[rows[kept], place[kept]] = columns[kept]
-    hits.scores[rows[kept], place[kept]] = values[kept]
+    hits.items[rows[kept], rank[kept]] = columns[kept]
+    hits.scores[rows[kept], rank[kept]] = values[kept]
     return hits
 
 
@@ -63,22 +54,21 @@ def no_hits(num_rows: int, k: int) -> Hits:
     return Hits(np.full((num_rows, k), -1, dtype=np.int64), np.full((num_rows, k), -np.inf, dtype=np.float32))
 
 
+def flatten_seen(seen: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row that each seen item belongs to, and all users' seen items in one array; -1 is left out."""
+    rows = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
+    items = np.concatenate([np.empty(0, dtype=np.int64), *(items for items in seen if len(items))])
+    if not np.issubdtype(items.dtype, np.integer) or items.min(initial=0) < -1:
+        raise ValueError("seen holds something else than item numbers: give integers from 0, or -1 for a pad")
+    return rows[items >= 0], items[items >= 0]
+
+
 def seen_mask(items: np.ndarray, seen: Sequence[np.ndarray]) -> np.ndarray:
-    """Say which items of each row are among that row's seen ones, all users in one search.
-
-    Args:
-        items: int64 [num_users, width]; -1 pads, and is never seen.
-        seen: one int64 array per user.
-
-    Returns:
-        bool [num_users, width].
-    """
-    width = int(max(items.max(initial=0), max((part.max(initial=0) for part in seen), default=0))) + 2
-    owner = np.repeat(np.arange(len(seen)), [len(part) for part in seen])
-    pairs = np.sort(owner * width + np.concatenate([*seen, np.empty(0, dtype=np.int64)]))
+    """Say which items [num_users, width] the row's user has seen; -1 pads, and is never seen."""
+    owner, old = flatten_seen(seen)
+    width = int(max(items.max(initial=0), old.max(initial=0))) + 2
     asked = np.arange(len(items))[:, None] * width + np.where(items < 0, width - 1, items)
-    place = np.searchsorted(pairs, asked)
-    return (place < len(pairs)) & (pairs[np.minimum(place, len(pairs) - 1)] == asked) if len(pairs) else asked < 0
+    return np.isin(asked, owner * width + old)
 
 
 def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
@@ -88,15 +78,10 @@ def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return the distinct texts in order of appearance, and for every text its place among them."""
-    places: dict[str, int] = {}
-    inverse = np.fromiter((places.setdefault(text, len(places)) for text in texts), np.int64, len(texts))
-    return list(places), inverse
-
-
-def fingerprint(texts: Sequence[str]) -> str:
-    """A hash of the texts and their order: what tells one catalog from another."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    """Return the distinct texts in order of appearance, and each text's position among them."""
+    positions: dict[str, int] = {}
+    inverse = np.fromiter((positions.setdefault(text, len(positions)) for text in texts), np.int64, len(texts))
+    return list(positions), inverse
 
 
 class Index:
@@ -108,37 +93,28 @@ class Index:
             raise ValueError("the catalog is empty: an index needs at least one text")
 
     def search(self, queries: Sequence[str], k: int = 20) -> Hits:
-        """Find the k best items for every query.
-
-        Args:
-            queries: texts; equal ones are searched once.
-            k: hits per query, at least 1; beyond what there is the rows are padded with -1.
-
-        Raises:
-            ValueError: `k` is below 1, or `queries` is one string instead of a list.
-        """
+        """Find the k best items for every query; equal queries are searched once."""
         if isinstance(queries, str):
             raise ValueError("queries is one string: give a list of texts, such as [query]")
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one hit")
         unique, inverse = distinct([str(query) for query in queries])
-        filled = [place for place, query in enumerate(unique) if query.strip()]
+        filled = [row for row, query in enumerate(unique) if query.strip()]
         hits = no_hits(len(unique), k)
         if filled:
-            found = self._search([unique[place] for place in filled], min(k, len(self.texts)))
+            found = self._search([unique[row] for row in filled], min(k, len(self.texts)))
             hits.items[filled, : found.items.shape[1]] = found.items
             hits.scores[filled, : found.scores.shape[1]] = found.scores
         return Hits(hits.items[inverse], hits.scores[inverse])
 
 
-COMMON_SHARE = 0.2  # a word in more of the catalog than this is added as a dense row, which is faster
+COMMON_SHARE = 0.2  # a word in more of the catalog than this ("title") is added as a dense row, which is faster
 
 
 class BM25Index(Index):
     """BM25 (Lucene's variant) over whole words; an item that shares no word with the query is no hit.
 
-    The score matrix [words, items] is computed once by bm25s. A search is then one sparse product: the
-    queries' word counts times that matrix.
+    bm25s computes the score matrix [words, items] once; a search is one sparse product with it.
 
     Args:
         texts: the catalog, in item order.
@@ -148,25 +124,22 @@ class BM25Index(Index):
         stemmer: a Snowball language ("english"), or None as in the paper's results.
     """
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        k1: float = 1.5,
-        b: float = 0.75,
-        stop_words: str | list[str] | None = "english",
-        stemmer: str | None = None,
-    ):
+    def __init__(self, texts, k1: float = 1.5, b: float = 0.75, stop_words="english", stemmer: str | None = None):
         super().__init__(texts)
         self.stop_words, self.stemmer = stop_words or [], Stemmer.Stemmer(stemmer) if stemmer else None
         tokens = self._tokenize(self.texts)
         self.vocabulary = dict(tokens.vocab)
-        self.weights = sp.csr_matrix((max(1, len(self.vocabulary)), len(self.texts)), dtype=np.float32)
+        weights = sp.csr_matrix((max(1, len(self.vocabulary)), len(self.texts)), dtype=np.float32)
         if self.vocabulary:
             model = bm25s.BM25(k1=k1, b=b, method="lucene")
             model.index(tokens, show_progress=False, create_empty_token=False)
             arrays = (model.scores["data"], model.scores["indices"], model.scores["indptr"])
             # bm25s keeps columns of words; read as rows, the same arrays are the transposed matrix
-            self.weights = sp.csr_matrix(arrays, shape=self.weights.shape)
+            weights = sp.csr_matrix(arrays, shape=weights.shape)
+        is_common = np.diff(weights.indptr) > COMMON_SHARE * len(self.texts)
+        self._common = {word: weights[[word]].toarray() for word in np.flatnonzero(is_common)}
+        self._rare = sp.diags((~is_common).astype(np.float32), format="csr") @ weights
+        self._rare.eliminate_zeros()
 
     def _tokenize(self, texts: Sequence[str]) -> "bm25s.tokenization.Tokenized":
         return bm25s.tokenize(list(texts), stopwords=self.stop_words, stemmer=self.stemmer, show_progress=False)
@@ -174,29 +147,19 @@ class BM25Index(Index):
     def _count_words(self, queries: Sequence[str]) -> sp.csr_matrix:
         """Word counts [num_queries, num_words] of the words that the catalog has."""
         tokens = self._tokenize(queries)
-        known = np.full(max(1, len(tokens.vocab)), -1)
-        for word, number in tokens.vocab.items():
-            known[number] = self.vocabulary.get(word, -1)
-        lengths = [len(ids) for ids in tokens.ids]
-        rows = np.repeat(np.arange(len(queries)), lengths)
-        columns = known[np.fromiter((number for ids in tokens.ids for number in ids), np.int64, sum(lengths))]
-        rows, columns = rows[columns >= 0], columns[columns >= 0]
-        ones = np.ones(len(rows), dtype=np.float32)
-        return sp.csr_matrix((ones, (rows, columns)), shape=(len(queries), self.weights.shape[0]))
+        known = {number: self.vocabulary[word] for word, number in tokens.vocab.items() if word in self.vocabulary}
+        cells = [(row, known[word]) for row, ids in enumerate(tokens.ids) for word in ids if word in known]
+        rows, columns = np.array(cells, dtype=np.int64).reshape(-1, 2).T
+        return sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(queries), self._rare.shape[0]))
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """BM25 of every query with every item, float32 [num_queries, num_items]: for a few queries."""
         return self._scores(self._count_words(queries))
 
     def _scores(self, counts: sp.csr_matrix) -> np.ndarray:
-        common = np.flatnonzero(np.diff(self.weights.indptr) > COMMON_SHARE * len(self.texts))
-        rare = np.ones(self.weights.shape[0], dtype=np.float32)
-        rare[common] = 0
-        sparse_counts = counts @ sp.diags(rare, format="csr")
-        sparse_counts.eliminate_zeros()
-        scores = (sparse_counts @ self.weights).toarray()
-        for word in common:  # element by element, not by BLAS: equal texts must get equal scores
-            scores += counts[:, [word]].toarray() * self.weights[word].toarray()
+        scores = (counts @ self._rare).toarray()
+        for word, row in self._common.items():  # element by element: BLAS can give equal texts unequal scores
+            scores += counts[:, [word]].toarray() * row
         return scores
 
     def _search(self, queries: list[str], k: int) -> Hits:
@@ -206,46 +169,34 @@ class BM25Index(Index):
 
 
 HYBRID_DEPTH = 1000  # hits of each side that a hybrid search merges, as in retriv
-HYBRID_QUERIES = 4096  # whose hits are held at once: both sides of them take 100 MB
 
 
 def merge(sides: Sequence[Hits], num_items: int, k: int) -> Hits:
-    """Add several lists of hits per query, each scaled so that its best hit is 1 and its last 0."""
-    num_queries = len(sides[0].items)
-    total = np.full((num_queries, num_items), -np.inf, dtype=np.float32)
+    """Add several lists of hits per query, each scaled so that its best hit is 1 and its last 0 (retriv's rule)."""
+    total = np.zeros((len(sides[0].items), num_items), dtype=np.float32)
+    found = np.zeros(total.shape, dtype=bool)
     for items, scores in sides:
-        found = items >= 0
-        low = np.where(found, scores, np.inf).min(axis=1, keepdims=True)
-        spread = np.maximum(scores.max(axis=1, keepdims=True) - low, 1e-9)
-        rows, places = np.nonzero(found)
-        scaled = ((scores - low) / spread)[rows, places]
-        columns = items[rows, places]
-        total[rows, columns] = np.where(np.isinf(total[rows, columns]), 0, total[rows, columns]) + scaled
-    return top_k(total, k)
+        rows, ranks = np.nonzero(items >= 0)
+        low = np.where(items >= 0, scores, np.inf).min(axis=1)
+        spread = np.maximum(scores.max(axis=1) - low, 1e-9)
+        total[rows, items[rows, ranks]] += (scores[rows, ranks] - low[rows]) / spread[rows]
+        found[rows, items[rows, ranks]] = True
+    return top_k(np.where(found, total, -np.inf), k)
 
 
 class HybridIndex(Index):
-    """Hits of two indexes merged: each side's scores scaled to 0..1 per query, then added (retriv's rule).
+    """Merge the hits of two indexes, which must be over one catalog (`merge`)."""
 
-    Args:
-        sparse, dense: two indexes over the same catalog, in the same order.
-        depth: hits of each side that are merged.
-
-    Raises:
-        ValueError: the two are over different catalogs.
-    """
-
-    def __init__(self, sparse: Index, dense: Index, depth: int = HYBRID_DEPTH):
+    def __init__(self, sparse: Index, dense: Index):
         super().__init__(sparse.texts)
         if sparse.texts != dense.texts:
             raise ValueError("the two indexes of a HybridIndex are over different catalogs: build both on one")
-        self.sides, self.depth = (sparse, dense), min(depth, len(sparse.texts))
+        self.sides = (sparse, dense)
 
     def _search(self, queries: list[str], k: int) -> Hits:
-        parts = []
-        for start in range(0, len(queries), HYBRID_QUERIES):
-            some = queries[start : start + HYBRID_QUERIES]
-            found = [side.search(some, self.depth) for side in self.sides]
-            for rows in blocks(len(some), len(self.texts)):
-                parts.append(merge([Hits(hits.items[rows], hits.scores[rows]) for hits in found], len(self.texts), k))
+        parts, num_items = [], len(self.texts)
+        for some in blocks(len(queries), HYBRID_DEPTH):
+            found = [side.search(queries[some], min(HYBRID_DEPTH, num_items)) for side in self.sides]
+            for rows in blocks(len(found[0].items), num_items):
+                parts.append(merge([Hits(*(part[rows] for part in hits)) for hits in found], num_items, k))
         return Hits(*map(np.concatenate, zip(*parts)))
