@@ -180,6 +180,13 @@ def engine_of(run: dict) -> str:
         return choose_engine("auto")[0]
 
 
+def find_adapter(paths: DatasetPaths, model: str) -> Path:
+    """The adapter of a model of notebook 03; a name that is neither known nor there is refused with the nearest."""
+    if "/" not in model and not paths.adapter(model).exists():
+        check_choice(model, {TINY_LLAMA, *REPOSITORIES, *(own.name for own in paths.root.glob("models/*"))}, "model")
+    return paths.require(paths.adapter(model), "adapter")
+
+
 def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
     """Load base and adapter, ready to generate, from this disk alone where the base is on it.
 
@@ -191,7 +198,7 @@ def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
     Raises:
         FileNotFoundError: notebook 03 has not run for this model.
     """
-    adapter, run = str(paths.require(paths.adapter(model), "adapter")), read_run(paths, model)
+    adapter, run = str(find_adapter(paths, model)), read_run(paths, model)
     engine = engine_of(run) if engine == "auto" else choose_engine(engine)[0]
     method, max_seq_length = run["settings"]["method"], run["settings"]["max_seq_length"]
     if method == "full":

@@ -1,13 +1,12 @@
-"""Queries files: the texts of every user of a split, in the layout that GLoSS publishes.
+"""Queries files: the texts of every user of a split, in the layout that GLoSS publishes, and what they are like.
 
 A list of `{reviewer_id, asin, seen_asins, generated_sequences}`, plus `sequence_scores` where there are some.
-While they are being written, finished users stand in a partial file beside the final one, a line each.
+While they are being written, finished users stand in a partial file beside the final one, a line per batch.
 """
 
 import json
 import os
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,120 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .generation import CatalogTrie, Generated, Strategy, generate_batches, get_strategy
-from .paths import show, write_atomically
+from . import generation, vllm_engine
+from .generation import STRATEGIES, CatalogTrie, Generated, Strategy, get_strategy
+from .paths import check_choice, digest, show, write_atomically
 
-
-def text_table(records: Sequence[dict], catalog: pd.DataFrame, tokenizer) -> pd.DataFrame:
-    """Lay the texts of a queries file out as a table.
-
-    Args:
-        records: from `queries.load_queries`.
-        catalog: `asin, title, text`.
-        tokenizer: the one that wrote them, for their length.
-
-    Returns:
-        One row per text: reviewer_id, position (1 is the first), text, score (total log-probability; NaN where
-        the file has none), is_item (it is a catalog text to the letter), is_seen (one that the user has),
-        is_target (the text of the held-out item), tokens (end-of-text not counted).
-    """
-    text_of = dict(zip(catalog["asin"], catalog["text"]))
-    catalog_texts = set(catalog["text"])
-    rows = []
-    for record in records:
-        seen = {text_of.get(asin) for asin in record["seen_asins"]}
-        texts = record["generated_sequences"]
-        scores = record.get("sequence_scores") or [np.nan] * len(texts)
-        target = text_of.get(record["asin"])
-        for position, (text, score) in enumerate(zip(texts, scores), start=1):
-            found = (text in catalog_texts, text in seen, text == target)
-            rows.append((record["reviewer_id"], position, text, score, *found))
-    columns = ["reviewer_id", "position", "text", "score", "is_item", "is_seen", "is_target"]
-    table = pd.DataFrame(rows, columns=columns)
-    table["tokens"] = count_tokens(table["text"], tokenizer)
-    return table
-
-
-def count_tokens(texts: Sequence[str], tokenizer) -> list[int]:
-    """Tokens per text, without special ones."""
-    texts = list(texts)
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-
-
-def describe_texts(table: pd.DataFrame, max_new_tokens: int = 50) -> pd.Series:
-    """Sum a table of texts up in one row.
-
-    Args:
-        table: from `text_table`.
-        max_new_tokens: the limit that the texts were written under.
-
-    Returns:
-        Texts and distinct texts per user; shares of texts that are a catalog text, name a seen item, are
-        empty, or ran into the limit (between 0 and 1); the longest text in tokens.
-    """
-    users = table.groupby("reviewer_id")["text"]
-    return pd.Series(
-        {
-            "texts per user": users.size().mean(),
-            "distinct per user": users.nunique().mean(),
-            "exact item": table["is_item"].mean(),
-            "seen item": table["is_seen"].mean(),
-            "empty": (table["text"] == "").mean(),
-            "at the limit": (table["tokens"] >= max_new_tokens - 1).mean(),
-            "longest, tokens": table["tokens"].max(),
-        }
-    )
-
-
-PROGRESS_SECONDS = 15.0  # between two lines of progress; lines, because a log shows them too
+ENGINES = {"transformers": generation.generate_batches, "vllm": vllm_engine.generate_batches}
 REQUIRED = ("reviewer_id", "asin", "seen_asins", "generated_sequences")
-
-
-def load_queries(path: str | Path, prepared=None) -> list[dict]:
-    """Open a queries file: ours, or one that GLoSS publishes.
-
-    Args:
-        path: the JSON file.
-        prepared: the dataset it should belong to, if that is to be checked.
-
-    Returns:
-        One dict per user, in the file's order.
-
-    Raises:
-        FileNotFoundError: notebook 04 has not made it.
-        ValueError: not JSON, not this layout, or made from other data.
-    """
-    path = Path(path)
-    if prepared is not None:
-        prepared.paths.require(path, "queries")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{show(path)} is not JSON (line {error.lineno}): download or generate it again") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{show(path)} holds no list of users: a queries file is a JSON list of objects")
-    for number, record in enumerate(records):
-        _check_record(path, number, record)
-    if prepared is not None and records:
-        unknown = (prepared.item_numbers([record["asin"] for record in records]) < 0).mean()
-        if unknown > 0.01:
-            raise ValueError(
-                f"{show(path)}: {unknown:.0%} of its targets are not in the catalog of '{prepared.dataset}': "
-                "it was made from other data"
-            )
-    return records
-
-
-def _check_record(path: Path, number: int, record: dict) -> None:
-    missing = [key for key in REQUIRED if key not in record] if isinstance(record, dict) else list(REQUIRED)
-    if missing:
-        raise ValueError(f"{show(path)}: user {number} lacks {', '.join(missing)}")
-    scores = record.get("sequence_scores")
-    if scores is not None and len(scores) != len(record["generated_sequences"]):
-        raise ValueError(
-            f"{show(path)}: user '{record['reviewer_id']}' has {len(record['generated_sequences'])} texts "
-            f"and {len(scores)} sequence_scores"
-        )
+PROGRESS_SECONDS = 15.0  # between two lines of progress; not tqdm's bar, which a log shows as one long line
 
 
 def generate_split(
@@ -145,74 +37,47 @@ def generate_split(
     seed: int = 42,
     truncation: str = "left",
     engine: str = "transformers",
-    progress: bool = True,
 ) -> Path:
-    """Write the queries file of a split: all users of `task`, in its order.
+    """Write the queries file of a split: all users of `task`, in its order, as `generation.generate_batches` does.
 
-    Every batch is on disk before the next one starts, so a killed run goes on where it was. A finished file
-    made with the same settings, model and users is left as it is.
+    Every batch is on disk before the next one starts, so a killed run goes on where it was. A finished file made
+    with the same settings, model and users is left as it is.
 
     Args:
-        prepared: the dataset.
-        task: the users to write for.
-        model: as for `generate_batches`.
-        tokenizer: the model's.
-        strategy: a name in `STRATEGIES`, or a `Strategy`.
         model_name: the directory under `queries/`; `tiny-llama-base` for a model before fine-tuning.
         split: `test` or `validation`, for the file's name.
-        batch_size: users per batch; the texts do not depend on it.
-        max_seq_length: tokens of prompt and answer together.
-        seed: of the samples.
-        truncation: of prompts that are too long, as in training (`run.json`).
-        engine: `transformers` or `vllm`.
-        progress: print users per second and the time left, every few seconds.
-
-    Returns:
-        The file's path. `read_cost` tells what it took.
+        engine: `transformers`, or `vllm` with a `vllm_engine.VllmModel` for a model.
     """
     strategy = get_strategy(strategy)
-    path = prepared.paths.queries(model_name, strategy.name, split)
-    trie = CatalogTrie(prepared.catalog["text"], tokenizer) if strategy.constrained else None
-    settings = {
+    write = ENGINES[check_choice(engine, ENGINES, "engine")]
+    options = {"max_seq_length": max_seq_length, "seed": seed, "truncation": truncation}
+    settings = options | {
         "strategy": asdict(strategy),
-        "max_seq_length": max_seq_length,
-        "truncation": truncation,
-        "seed": seed,
         "engine": engine,
         "model": fingerprint_model(model),
-        "users": zlib.crc32("\n".join([*task.reviewer_ids, *task.prompts]).encode()),
-        "catalog": zlib.crc32("\n".join(prepared.catalog["text"]).encode()) if strategy.constrained else 0,
+        "users": digest([task.reviewer_ids.tolist(), task.prompts]),
+        "catalog": digest(prepared.catalog["text"].tolist()) if strategy.constrained else "",
     }
+    path = prepared.paths.queries(model_name, strategy.name, split)
     if path.exists() and read_cost(path).get("settings") == settings:
         print(f"{show(path)} is up to date")
         return path
+    if strategy.constrained:
+        options["trie"] = CatalogTrie(prepared.catalog["text"], tokenizer)
     partial = PartialFile(path, settings)
     waiting = [row for row, reviewer in enumerate(task.reviewer_ids) if reviewer not in partial.records]
-    batches = generate_batches(
-        model,
-        tokenizer,
-        [task.prompts[row] for row in waiting],
-        strategy,
-        batch_size=batch_size,
-        max_seq_length=max_seq_length,
-        seed=seed,
-        trie=trie,
-        truncation=truncation,
-        engine=engine,
-    )
+    prompts = [task.prompts[row] for row in waiting]
     start = shown = time.perf_counter()
-    for numbers, results in batches:
+    for numbers, results in write(model, tokenizer, prompts, strategy, batch_size=batch_size, **options):
         rows = [waiting[number] for number in numbers]
         seconds, start = time.perf_counter() - start, time.perf_counter()
         partial.append([make_record(prepared, task, row, result) for row, result in zip(rows, results)], seconds)
-        if progress and start - shown > PROGRESS_SECONDS and len(partial.records) < len(task):
-            print(partial.progress(len(task)), flush=True)
+        if start - shown > PROGRESS_SECONDS and len(partial.records) < len(task):
             shown = start
-    path = partial.finish(task.reviewer_ids)
-    if progress:
-        cost = read_cost(path)
-        print(f"{show(path)}: {len(task):,} users, {cost['users_per_second']:.1f} users/s")
-    return path
+            left = (len(task) - len(partial.records)) / partial.pace  # long prompts come first, so at most
+            print(f"  {len(partial.records):,} of {len(task):,} users, {partial.pace:.1f} users/s, {left:.0f} s left")
+    print(f"{show(path)}: {len(task):,} users, {partial.pace:.1f} users/s")
+    return partial.finish(task.reviewer_ids)
 
 
 def make_record(prepared, task, row: int, generated: Generated) -> dict:
@@ -227,39 +92,28 @@ def make_record(prepared, task, row: int, generated: Generated) -> dict:
     }
 
 
-def read_cost(path: Path) -> dict:
-    """What a queries file was made with: `settings`, `num_users`, `seconds`, `users_per_second`.
+def fingerprint_model(model) -> str:
+    """Tell one model from another by the start of every parameter."""
+    return digest([(name, tensor.detach().flatten()[:64].tolist()) for name, tensor in model.named_parameters()])
 
-    Empty where it was not made here, as with a published file.
-    """
+
+def read_cost(path: Path) -> dict:
+    """The `settings`, `num_users`, `seconds`, `users_per_second` of a queries file made here; empty for others."""
     beside = Path(path).with_suffix(".run.json")
     return json.loads(beside.read_text()) if beside.exists() else {}
-
-
-def fingerprint_model(model) -> int:
-    """Tell one set of weights from another: a checksum over the start of every weight."""
-    if hasattr(model, "fingerprint"):  # a vLLM model, whose weights are in another process
-        return model.fingerprint
-    checksum = 0
-    for name, weight in model.named_parameters():
-        checksum = zlib.crc32(name.encode(), checksum)
-        checksum = zlib.crc32(weight.detach().flatten()[:64].double().cpu().numpy().tobytes(), checksum)
-    return checksum
 
 
 class PartialFile:
     """Finished users on their way to a queries file: a line with the settings, then a line per batch.
 
-    Attributes:
-        records: reviewer id to record, of the users that are done.
-        seconds: time spent on them, over all runs.
+    In place of `json.dump` at the end, which would lose all after a kill.
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
         self.final, self.settings = path, settings
         self.path = path.with_suffix(".partial.jsonl")
-        self.records: dict[str, dict] = {}
-        self.seconds = 0.0
+        self.records: dict[str, dict] = {}  # by reviewer id
+        self.seconds = 0.0  # spent on them, over all runs
         lines = self._complete_lines()
         if lines and lines[0] != settings:
             print(f"{show(self.path)} was begun with other settings, another model or other users: starting again")
@@ -270,6 +124,11 @@ class PartialFile:
             print(f"{show(self.path)}: going on after {len(self.records)} users")
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    @property
+    def pace(self) -> float:
+        """Users per second."""
+        return len(self.records) / max(self.seconds, 1e-9)
 
     def _complete_lines(self) -> list:
         """Read up to the first line that a kill cut short."""
@@ -294,23 +153,93 @@ class PartialFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def progress(self, num_users: int) -> str:
-        """Users done, users per second, and the time left at this pace (long prompts come first, so less)."""
-        pace = len(self.records) / max(self.seconds, 1e-9)
-        left = (num_users - len(self.records)) / pace
-        return f"  {len(self.records):,} of {num_users:,} users, {pace:.1f} users/s, at most {left:.0f} s left"
-
     def finish(self, reviewer_ids) -> Path:
         """Write the queries file in the order of `reviewer_ids`, and remove the partial one."""
         records = [self.records[str(reviewer)] for reviewer in reviewer_ids]
-        cost = {
-            "settings": self.settings,
-            "num_users": len(records),
-            "seconds": round(self.seconds, 2),
-            "users_per_second": round(len(records) / max(self.seconds, 1e-9), 2),
-        }
+        cost = {"settings": self.settings, "num_users": len(records), "seconds": round(self.seconds, 2)}
+        cost["users_per_second"] = round(self.pace, 2)
         for path, content in [(self.final, records), (self.final.with_suffix(".run.json"), cost)]:
             text = json.dumps(content, indent=1, ensure_ascii=False)
             write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
         self.path.unlink()
         return self.final
+
+
+def load_queries(path: str | Path, prepared=None) -> list[dict]:
+    """Open a queries file, ours or one that GLoSS publishes: one dict per user, in the file's order.
+
+    Args:
+        prepared: the dataset it should belong to, if that is to be checked.
+
+    Raises:
+        FileNotFoundError: notebook 04 has not made it.
+        ValueError: an unknown strategy, not JSON, not this layout, or made from other data.
+    """
+    path = Path(path)
+    if prepared is not None and not path.exists():
+        check_choice(path.stem.rpartition("_")[0], STRATEGIES, "strategy")
+        prepared.paths.require(path, "queries")
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{show(path)} is not JSON (line {error.lineno}): download or generate it again") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{show(path)} holds no list of users: a queries file is a JSON list of objects")
+    for number, record in enumerate(records):
+        _check_record(path, number, record)
+    targets = [record["asin"] for record in records]
+    if prepared is not None and targets and (unknown := (prepared.item_numbers(targets) < 0).mean()) > 0.01:
+        where = f"are not in the catalog of '{prepared.dataset}': it was made from other data"
+        raise ValueError(f"{show(path)}: {unknown:.0%} of its targets {where}")
+    return records
+
+
+def _check_record(path: Path, number: int, record: dict) -> None:
+    missing = [key for key in REQUIRED if key not in record] if isinstance(record, dict) else list(REQUIRED)
+    if missing:
+        raise ValueError(f"{show(path)}: user {number} lacks {', '.join(missing)}")
+    texts, scores = record["generated_sequences"], record.get("sequence_scores")
+    if scores is not None and len(scores) != len(texts):
+        who = f"{show(path)}: user '{record['reviewer_id']}'"
+        raise ValueError(f"{who} has {len(texts)} texts and {len(scores)} sequence_scores")
+
+
+def text_table(records: Sequence[dict], catalog: pd.DataFrame, tokenizer) -> pd.DataFrame:
+    """Lay the texts of a queries file out as a table, one row per text.
+
+    Returns:
+        reviewer_id, position (1 is the first), text, score (NaN where the file has none), is_item (a catalog text
+        to the letter), is_seen (one that the user has), is_target, tokens (end-of-text not counted).
+    """
+    text_of = dict(zip(catalog["asin"], catalog["text"]))
+    catalog_texts = set(catalog["text"])
+    rows = []
+    for record in records:
+        seen = {text_of.get(asin) for asin in record["seen_asins"]}
+        texts = record["generated_sequences"]
+        scores = record.get("sequence_scores") or [np.nan] * len(texts)
+        target = text_of.get(record["asin"])
+        for position, (text, score) in enumerate(zip(texts, scores), start=1):
+            found = (text in catalog_texts, text in seen, text == target)
+            rows.append((record["reviewer_id"], position, text, score, *found))
+    columns = ["reviewer_id", "position", "text", "score", "is_item", "is_seen", "is_target"]
+    table = pd.DataFrame(rows, columns=columns)
+    texts = table["text"].tolist()
+    table["tokens"] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    return table
+
+
+def describe_texts(table: pd.DataFrame, max_new_tokens: int = 50) -> pd.Series:
+    """Sum a `text_table` up: texts per user, shares of texts (0 to 1), the longest in tokens."""
+    users = table.groupby("reviewer_id")["text"]
+    return pd.Series(
+        {
+            "texts per user": users.size().mean(),
+            "distinct per user": users.nunique().mean(),
+            "exact item": table["is_item"].mean(),
+            "seen item": table["is_seen"].mean(),
+            "empty": (table["text"] == "").mean(),
+            "at the limit": (table["tokens"] >= max_new_tokens - 1).mean(),
+            "longest, tokens": table["tokens"].max(),
+        }
+    )

@@ -4,11 +4,12 @@ recommender = Recommender.load("sample", model="tiny-llama")
 recommender.recommend(["a title", "or an asin"], k=5)     # rank, asin, title, score, text
 """
 
-import json
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +17,25 @@ import pandas as pd
 
 from . import prompts
 from .paths import check_choice
-from .ranking import CALREC_WEIGHT, POLICIES, rank_with_scores
+from .ranking import POLICIES, rank_with_scores
 from .splits import load_prepared, training_histories
 
 DEPTH = 20  # hits per text
+NEAR = 0.85  # how alike a misspelt title and a title of the catalog must be, 0 to 1
 ASIN = re.compile(r"[A-Z0-9]{10}")
 COLUMNS = ["rank", "asin", "title", "score", "text"]
 
 
 @dataclass
 class Recommender:
-    """Generate texts from a history, search the catalog with them, rank what was found.
+    """Generate texts from a history, search the catalog with them, rank what was found."""
 
-    Attributes:
-        catalog: `asin, title, text`; the row position is the item's number.
-        index: a search index over `catalog.text`.
-        write_texts: from one prompt to (texts, log-probabilities).
-        fit_history: from item texts, earliest first, to the most recent of them that fit the context.
-        popular: item numbers, most bought first: for a visitor without a history.
-        policy: how the texts' hits become one list; see `ranking.POLICIES`.
-        weight: of the log-probability in policy `calrec`.
-    """
-
-    catalog: pd.DataFrame
-    index: object
-    write_texts: Callable[[str], tuple[list[str], list[float]]]
-    fit_history: Callable[[list[str]], list[str]]
-    popular: np.ndarray
-    policy: str = "round_robin"
-    weight: float = CALREC_WEIGHT
+    catalog: pd.DataFrame  # asin, title, text; the row position is the item's number
+    index: object  # over catalog.text
+    write_texts: Callable[[str], tuple[list[str], list[float]]]  # from one prompt to texts and log-probabilities
+    fit_history: Callable[[list[str]], list[str]]  # the most recent item texts that fit the context
+    popular: np.ndarray  # item numbers, most bought first: for a visitor without a history
+    policy: str = "round_robin"  # see ranking.POLICIES
 
     def __post_init__(self):
         check_choice(self.policy, POLICIES, "policy")
@@ -65,55 +56,48 @@ class Recommender:
         data_dir: str | Path = "data",
         strategy: str = "beam5",
         encoder: str = "minilm",
-        weight: float = CALREC_WEIGHT,
     ) -> "Recommender":
         """Open the artifacts of notebooks 01 and 03.
 
         Args:
-            dataset, data_dir: where the artifacts are.
             model: a fine-tuned model of notebook 03.
             retriever: `bm25`, `dense` or `hybrid`.
             policy: see `ranking.POLICIES`; `round_robin` fills a list of any length.
             strategy: see `generation.STRATEGIES`.
             encoder: of `dense` and `hybrid`.
-            weight: of the log-probability in policy `calrec`.
 
         Raises:
             FileNotFoundError: an artifact is missing; the message says which notebook makes it.
-            ValueError: an unknown retriever, policy, strategy or encoder.
+            ValueError: an unknown name; the message has the nearest known one.
         """
-        check_choice(policy, POLICIES, "policy")  # before the model, which takes seconds
+        check_choice(policy, POLICIES, "policy")  # names first: the model takes seconds
         from .dense import build_index
-        from .language_models import load_finetuned
         from .generation import CatalogTrie, generate, get_strategy
+        from .language_models import find_adapter, load_finetuned, read_run
 
         strategy = get_strategy(strategy)
         prepared = load_prepared(dataset, data_dir)
+        find_adapter(prepared.paths, model)
         catalog_texts = prepared.catalog["text"].tolist()
         index = build_index(retriever, catalog_texts, encoder=encoder, cache_dir=prepared.paths.cache)
-        language_model, tokenizer = load_finetuned(prepared.paths, model)
+        network, tokenizer = load_finetuned(prepared.paths, model)
         trie = CatalogTrie(catalog_texts, tokenizer) if strategy.constrained else None
-        settings = json.loads(prepared.paths.run_json(model).read_text())["settings"]
-        max_tokens = settings["max_seq_length"]  # as in training
+        length = read_run(prepared.paths, model)["settings"]["max_seq_length"]  # as in training
 
         def write_texts(prompt: str) -> tuple[list[str], list[float]]:
-            written = generate(language_model, tokenizer, [prompt], strategy, max_seq_length=max_tokens, trie=trie)
-            return written[0].texts, written[0].scores
+            return generate(network, tokenizer, [prompt], strategy, max_seq_length=length, trie=trie)[0]
 
-        fit_history = partial(
-            prompts.fit_history, tokenizer=tokenizer, max_tokens=max_tokens - strategy.max_new_tokens
-        )
-        counts = np.bincount(np.concatenate(training_histories(prepared)), minlength=len(prepared.catalog))
-        popular = np.argsort(-counts, kind="stable")
-        return cls(prepared.catalog, index, write_texts, fit_history, popular, policy, weight)
+        room = length - strategy.max_new_tokens
+        fit_history = partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=room)
+        counts = np.bincount(np.concatenate(training_histories(prepared)), minlength=len(catalog_texts))
+        return cls(prepared.catalog, index, write_texts, fit_history, np.argsort(-counts, kind="stable"), policy)
 
     def recommend(self, history: Sequence[str] | str, k: int = 5) -> pd.DataFrame:
-        """Recommend what may come next.
+        """Recommend what may come next; items of the history never come back.
 
-        What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: an entry that is neither an
-        asin nor a title of the catalog is used as text (left out where the catalog's asins are Amazon's and it
-        looks like one), items too old for the model's context are left out, and without any history the list is the
-        store's most popular items. Items of the history are never recommended.
+        What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: a misspelt title is read as the
+        nearest one, any other text is used as it is (but an unknown Amazon asin is left out), items too old for the
+        model's context are left out, and without a history the list is the store's most popular items.
 
         Args:
             history: asins or titles, earliest first.
@@ -121,14 +105,11 @@ class Recommender:
 
         Returns:
             rank (from 1), asin, title, score (see `rank_with_scores`), and the text that found the item.
-
-        Raises:
-            ValueError: k below 1.
         """
-        if k < 1:
-            raise ValueError(f"k={k}: ask for at least one item")
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"k={k!r}: ask for a whole number of items, at least one")
         notes: list[str] = []
-        texts, seen = self._read_history([history] if isinstance(history, str) else list(history), notes)
+        texts, seen = self._read_history(_check_history(history), notes)
         if texts:
             items, scores, found_by = self._search(texts, seen, k, notes)
         else:
@@ -146,16 +127,20 @@ class Recommender:
     def _read_history(self, history: list[str], notes: list[str]) -> tuple[list[str], np.ndarray]:
         """Turn asins and titles into item texts, and into the numbers of the items they name."""
         texts, seen = [], []
-        for entry in (str(entry).strip() for entry in history):
+        for entry in filter(None, map(str.strip, history)):
             rows = self._rows.get(entry) or self._titles.get(_key(entry), [])
-            if rows:
-                texts.append(self.catalog["text"].iloc[rows[0]])
-                seen += rows  # several items may share a title
-            elif self._amazon_ids and ASIN.fullmatch(entry):
-                notes.append(f"no item '{entry}' in the catalog: left out of the history")
-            elif entry:
-                notes.append(f"no item '{entry}' in the catalog: used as text")
-                texts.append(prompts.item_text(entry.removeprefix(prompts.ITEM_PREFIX)))
+            unknown = f"no item '{entry}' in the catalog"
+            if not rows and self._amazon_ids and ASIN.fullmatch(entry):
+                notes.append(f"{unknown}: left out of the history")
+                continue
+            if not rows and (near := difflib.get_close_matches(_key(entry), self._titles, n=1, cutoff=NEAR)):
+                rows = self._titles[near[0]]
+                notes.append(f"{unknown}: read as '{self.catalog['title'].iloc[rows[0]]}'")
+            if not rows:
+                notes.append(f"{unknown}: used as text")
+            seen += rows  # several items may share a title
+            own = prompts.item_text(entry.removeprefix(prompts.ITEM_PREFIX))
+            texts.append(self.catalog["text"].iloc[rows[0]] if rows else own)
         return texts, np.array(seen, dtype=np.int64)
 
     def _search(self, texts: list[str], seen: np.ndarray, k: int, notes: list[str]):
@@ -166,15 +151,24 @@ class Recommender:
         queries, log_probs = self.write_texts(prompts.build_prompt(recent))
         # Deep enough that seen items and items found by another text leave k.
         hits = self.index.search(queries, k=max(DEPTH, k + len(seen)))
-        items, scores = rank_with_scores(hits, len(queries), self.policy, k, [seen], log_probs, self.weight)
+        items, scores = rank_with_scores(hits, len(queries), self.policy, k, [seen], log_probs)
         items, scores = (part[0][items[0] >= 0] for part in (items, scores))
         return items, scores, [queries[_finder(hits.items, item)] for item in items]
 
 
+def _check_history(history: Sequence[str] | str) -> list[str]:
+    """The history as a list of texts; None, a number, or a list that holds one is a ValueError."""
+    entries = [history] if isinstance(history, str) or not hasattr(history, "__iter__") else list(history)
+    wrong = [entry for entry in entries if not isinstance(entry, str)]
+    if wrong:
+        raise ValueError(f"the history holds {wrong[0]!r}: give a list of asins or titles, [] for a new visitor")
+    return entries
+
+
 def _finder(hit_items: np.ndarray, item: int) -> int:
     """The text in whose hits an item stands highest, the earlier text where several tie."""
-    texts, places = np.nonzero(hit_items == item)
-    return int(texts[np.argmin(places)])
+    texts, ranks = np.nonzero(hit_items == item)
+    return int(texts[np.argmin(ranks)])
 
 
 def _key(title: str) -> str:

@@ -1,8 +1,6 @@
 """Beams against transformers called plainly, samples against the distribution, scores against a second pass."""
 
 import dataclasses
-import inspect
-import re
 
 import numpy as np
 import pytest
@@ -56,8 +54,8 @@ def second_pass(prompt, text, ended=True):
 def test_texts_do_not_depend_on_the_batch(strategy):
     trie = CatalogTrie(TITLES, tiny_tokenizer())
     alone = write(strategy=strategy, batch_size=1, trie=trie)
-    for options in ({"batch_size": 8}, {"batch_size": 3, "bucket": False}):
-        together = write(strategy=strategy, trie=trie, **options)
+    for batch_size in (8, 3):
+        together = write(strategy=strategy, trie=trie, batch_size=batch_size)
         assert texts_of(together) == texts_of(alone)
         for one, other in zip(alone, together):
             np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
@@ -92,9 +90,11 @@ def test_beams_are_those_of_plain_transformers(length_penalty):
         assert result.texts == [clean_text(text) for text in decoded]
 
 
-def test_reading_the_prompt_once_changes_nothing():
-    for strategy in ("beam5", "temp0.5"):
-        assert texts_of(write(strategy=strategy)) == texts_of(write(strategy=strategy, share_prompt=False))
+def test_reading_the_prompt_once_changes_nothing(monkeypatch):
+    shared = {strategy: texts_of(write(strategy=strategy)) for strategy in ("beam5", "temp0.5")}
+    monkeypatch.setattr(generation, "read_prompts_once", lambda model, inputs, copies: {})
+    for strategy, texts in shared.items():
+        assert texts == texts_of(write(strategy=strategy))
 
 
 @pytest.mark.parametrize("strategy", ["beam5", "beam5mean", "temp0.5", "constrained5"])
@@ -193,9 +193,8 @@ def test_batches_hold_similar_lengths_and_everyone_once():
     lengths = np.random.default_rng(0).integers(1, 900, 101).tolist()
     batches = plan_batches(lengths, 8)
     assert sorted(row for batch in batches for row in batch) == list(range(101))
-    padded = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches)
-    unsorted = sum(max(lengths[row] for row in batch) * len(batch) for batch in plan_batches(lengths, 8, False))
-    assert padded < 1.1 * sum(lengths) < unsorted
+    assert all(len(batch) <= 8 for batch in batches)
+    assert sum(max(lengths[row] for row in batch) * len(batch) for batch in batches) < 1.1 * sum(lengths)
 
 
 def test_an_empty_answer_is_an_empty_text():
@@ -223,26 +222,65 @@ def test_the_answer_is_the_first_line(decoded, text):
     assert clean_text(decoded) == text
 
 
-def test_the_settings_exist_in_this_transformers():
+def test_every_setting_is_one_that_this_transformers_knows(monkeypatch):
     """GenerationConfig takes any keyword without a word, so a renamed one would be lost in silence."""
-    known = GenerationConfig().to_dict()
-    source = inspect.getsource(generation)
-    used = set(re.findall(r"^        (\w+)=[^=]", source, flags=re.M)) - {
-        "input_ids",
-        "position_ids",
-        "logits_to_keep",
-    }
-    assert {"num_beams", "length_penalty", "max_new_tokens", "output_scores"} <= used
-    assert used - {"attention_mask"} <= set(known)
+    used, known = set(), set(GenerationConfig().to_dict())
+    monkeypatch.setattr(generation, "GenerationConfig", lambda **call: used.update(call) or GenerationConfig(**call))
+    for strategy in ("beam5", "temp0.5"):
+        write(make_prompts()[:1], strategy)
+    assert {"num_beams", "length_penalty", "max_new_tokens", "output_scores"} <= used <= known
 
 
 def test_no_prompts_give_no_results():
     assert generate(tiny_model(), tiny_tokenizer(), [], "beam5") == []
 
 
+def constrained(titles, prompts=None, strategy="constrained5"):
+    return write(prompts, strategy, trie=CatalogTrie(titles, tiny_tokenizer()))
+
+
+def test_every_constrained_beam_is_an_item():
+    for result in constrained(TITLES):
+        assert set(result.texts) <= set(TITLES)
+        assert len(set(result.texts)) == 5
+
+
+def test_constrained_beams_are_the_likeliest_items_when_all_are_scored_one_by_one():
+    """Brute force: with five texts in the catalog, the beams are all of them in the order of a second pass."""
+    titles = TITLES[:5]
+    for prompt, result in zip(make_prompts(), constrained(titles)):
+        assert result.texts == sorted(titles, key=lambda text: -second_pass(prompt, text))
+
+
+def test_the_mask_leaves_the_models_own_log_probabilities():
+    """transformers masks after the softmax: masked before it, the only token allowed would have probability 1."""
+    for prompt, result in zip(make_prompts(), constrained([TITLES[5]])):
+        assert result.texts == [TITLES[5]]
+        assert result.scores[0] == pytest.approx(second_pass(prompt, TITLES[5]), abs=1e-3)
+        assert result.scores[0] < -0.01
+
+
+def test_the_trie_is_nested_dicts():
+    """'Rose Hand Soap' is also the beginning of 'Rose Hand Soap Large': it may end or go on."""
+    tokenizer = tiny_tokenizer()
+    trie = CatalogTrie([TITLES[1], TITLES[0], TITLES[0]], tokenizer)
+    whole = tokenizer(TITLES[0], add_special_tokens=False)["input_ids"]
+    assert trie.allowed([]) == whole[:1]
+    assert tokenizer.eos_token_id in trie.allowed(whole) and len(trie.allowed(whole)) == 2
+    assert trie.allowed([*whole, tokenizer.eos_token_id]) == [tokenizer.eos_token_id]
+    assert trie.after(2)(0, torch.tensor([9, 9, *whole])) == trie.allowed(whole)
+    assert {text for result in constrained(TITLES[:2]) for text in result.texts} == set(TITLES[:2])
+
+
+def test_a_long_item_is_not_cut_off_by_the_answers_limit():
+    """A title with more tokens than the answer may have came back cut in half, and was no item."""
+    short = dataclasses.replace(STRATEGIES["constrained5"], max_new_tokens=3)
+    for result in constrained(TITLES, strategy=short):
+        assert set(result.texts) <= set(TITLES)
+
+
 def test_a_beam_wider_than_what_can_be_said_gives_fewer_texts():
-    trie = CatalogTrie(TITLES[:3], tiny_tokenizer())
-    for result in write(strategy="constrained5", trie=trie):
+    for result in constrained(TITLES[:3]):
         assert sorted(result.texts) == sorted(TITLES[:3])
         assert min(result.scores) > -1000
 
@@ -251,13 +289,15 @@ def test_a_beam_wider_than_what_can_be_said_gives_fewer_texts():
     ("call", "words"),
     [
         (lambda: get_strategy("beam4"), "unknown strategy 'beam4': did you mean 'beam5'"),
+        (lambda: get_strategy("beem5"), "did you mean 'beam5'"),
         (lambda: Strategy("none", num_texts=0), "num_texts"),
+        (lambda: Strategy("odd", temperature=float("nan")), "temperature from 0 up"),
         (lambda: Strategy("both", temperature=0.5, constrained=True), "set temperature to 0"),
         (lambda: write(batch_size=0), "batch_size=0"),
         (lambda: write(strategy="constrained5"), "needs trie=CatalogTrie"),
         (lambda: write(max_seq_length=50), "leaves no room"),
         (lambda: write([prompt_of("Title: A"), ""]), "prompt 1 is empty"),
-        (lambda: write(engine="vlm"), "did you mean 'vllm'"),
+        (lambda: CatalogTrie([], tiny_tokenizer()), "the catalog is empty"),
     ],
 )
 def test_bad_input_is_one_sentence(call, words):

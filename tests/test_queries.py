@@ -1,4 +1,4 @@
-"""Queries files: the published layout, a kill in the middle, and files that are not what they should be."""
+"""Queries files: the published layout, a kill in the middle, what is no such file, and the table of texts."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tiny_model import TITLES, make_prompts, tiny_model, tiny_tokenizer
 
 from gloss_utils import queries
 from gloss_utils.paths import dataset_paths
-from gloss_utils.queries import generate_split, load_queries, read_cost
+from gloss_utils.queries import describe_texts, generate_split, load_queries, read_cost, text_table
 from gloss_utils.splits import Prepared, Task
 
 
@@ -34,9 +34,7 @@ def tiny_case(directory) -> tuple[Prepared, Task]:
 
 def write(directory, strategy="beam5", task=None, **options):
     prepared, whole = tiny_case(directory)
-    return generate_split(
-        prepared, task or whole, tiny_model(), tiny_tokenizer(), strategy, progress=False, **options
-    )
+    return generate_split(prepared, task or whole, tiny_model(), tiny_tokenizer(), strategy, **options)
 
 
 def test_layout_and_order(tmp_path):
@@ -101,10 +99,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert not final.exists()
 
     asked = []
-    original = queries.generate_batches
-    monkeypatch.setattr(
-        queries,
-        "generate_batches",
+    original = queries.ENGINES["transformers"]
+    monkeypatch.setitem(
+        queries.ENGINES,
+        "transformers",
         lambda model, tokenizer, prompts, *rest, **options: (
             asked.extend(prompts) or original(model, tokenizer, prompts, *rest, **options)
         ),
@@ -147,7 +145,7 @@ def test_progress_tells_the_pace_and_the_time_left(tmp_path, capsys, monkeypatch
     prepared, task = tiny_case(tmp_path)
     generate_split(prepared, task, tiny_model(), tiny_tokenizer(), batch_size=4)
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"  4 of 8 users, \d+\.\d users/s, at most \d+ s left", lines[0])
+    assert re.fullmatch(r"  4 of 8 users, \d+\.\d users/s, \d+ s left", lines[0])
     assert re.search(r"beam5_test\.json: 8 users, \d+\.\d users/s", lines[-1])
 
 
@@ -185,7 +183,63 @@ def test_a_file_that_is_not_one_is_refused(tmp_path, content, words):
     assert words in str(error.value)
 
 
-def test_a_missing_file_names_the_notebook(tmp_path):
+def test_a_missing_file_names_the_notebook_and_a_misspelt_strategy_the_near_one(tmp_path):
+    """`beem5` sent the reader to notebook 04, which does not know it either."""
     prepared, _ = tiny_case(tmp_path)
     with pytest.raises(FileNotFoundError, match="run notebook 04"):
         load_queries(prepared.paths.queries("tiny-llama", "beam5", "test"), prepared)
+    with pytest.raises(ValueError, match="did you mean 'beam5'"):
+        load_queries(prepared.paths.queries("tiny-llama", "beem5", "test"), prepared)
+
+
+def test_an_unknown_engine_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'vllm'"):
+        write(tmp_path, engine="vlm")
+
+
+def test_constrained_texts_are_written_anew_for_another_catalog(tmp_path, capsys):
+    prepared, task = tiny_case(tmp_path)
+    assert {t for r in load_queries(write(tmp_path, "constrained5")) for t in r["generated_sequences"]} <= set(TITLES)
+    prepared.catalog["text"] = TITLES[:5] * 1 + ["Title: Cedar Comb"] * 3
+    path = generate_split(prepared, task, tiny_model(), tiny_tokenizer(), "constrained5")
+    assert "up to date" not in capsys.readouterr().out
+    assert TITLES[5] not in path.read_text()
+
+
+CATALOG = pd.DataFrame({"asin": ["B0", "B1", "B2"], "text": TITLES[:3]})
+RECORDS = [
+    {
+        "reviewer_id": "R0",
+        "asin": "B2",
+        "seen_asins": ["B0"],
+        "generated_sequences": [TITLES[0], TITLES[2], TITLES[2], "Title: Rose Hat"],
+        "sequence_scores": [-1.0, -2.0, -2.0, -5.0],
+    },
+    {"reviewer_id": "R1", "asin": "B1", "seen_asins": ["B0", "B2"], "generated_sequences": [""]},
+]
+
+
+def test_the_hand_worked_case():
+    table = text_table(RECORDS, CATALOG, tiny_tokenizer())
+    assert table["is_item"].tolist() == [True, True, True, False, False]
+    assert table["is_seen"].tolist() == [True, False, False, False, False]
+    assert table["is_target"].tolist() == [False, True, True, False, False]
+    assert table["position"].tolist() == [1, 2, 3, 4, 1]
+    assert table["tokens"].iloc[4] == 0 and np.isnan(table["score"].iloc[4])
+    summary = describe_texts(table)
+    assert summary["texts per user"] == pytest.approx(2.5)
+    assert summary["distinct per user"] == pytest.approx(2.0)
+    assert summary["exact item"] == pytest.approx(3 / 5)
+    assert summary["seen item"] == pytest.approx(1 / 5)
+    assert summary["empty"] == pytest.approx(1 / 5)
+
+
+def test_a_text_at_the_limit_is_counted():
+    table = text_table(RECORDS, CATALOG, tiny_tokenizer())
+    longest = int(table["tokens"].max())
+    assert describe_texts(table, max_new_tokens=longest + 1)["at the limit"] > 0
+    assert describe_texts(table, max_new_tokens=longest + 2)["at the limit"] == 0
+
+
+def test_no_texts_at_all():
+    assert text_table([], CATALOG, tiny_tokenizer()).empty

@@ -1,10 +1,13 @@
 """The recommender, with a writer that stands in for the language model."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from gloss_utils import prompts
+from gloss_utils import prompts, recommender
+from gloss_utils.paths import dataset_paths
 from gloss_utils.recommender import COLUMNS, Recommender
 from gloss_utils.retrieval import BM25Index
 
@@ -101,10 +104,40 @@ def test_only_empty_texts_give_an_empty_table():
     assert len(table) == 0 and table.columns.tolist() == COLUMNS
 
 
-def test_bad_names_and_numbers():
+def test_a_misspelt_title_is_read_as_the_nearest_and_said(capsys):
+    recommender = make(["Title: lemon oil"])
+    table = recommender.recommend(["mint creem"], k=1)
+    assert table.attrs["notes"] == ["no item 'mint creem' in the catalog: read as 'mint cream'"]
+    assert "read as 'mint cream'" in capsys.readouterr().out
+    assert prompts.split_prompt(recommender.read[0])[1] == ["Title: mint cream"]
+
+
+@pytest.mark.parametrize("history", [None, 7, float("nan"), ["mint soap", None], [3]])
+def test_what_is_no_text_is_refused_in_one_sentence(history):
+    with pytest.raises(ValueError, match=r"^the history holds [^\n]+: give a list of asins or titles[^\n]+\Z"):
+        make([""]).recommend(history)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "5", None, True, float("nan")])
+def test_a_wrong_k_is_refused_in_one_sentence(k):
+    with pytest.raises(ValueError, match=rf"^k={k!r}: ask for a whole number of items, at least one\Z"):
+        make([""]).recommend(["rose soap"], k=k)
+    assert len(make(["Title: mint soap"]).recommend(["rose soap"], k=np.int64(1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"policy": "best"}, "unknown policy 'best'"),
+        ({"strategy": "beem5"}, "did you mean 'beam5'"),
+        ({"model": "tiny-lama"}, "did you mean 'tiny-llama'"),
+    ],
+)
+def test_an_unknown_name_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, names, words):
+    """`tiny-lama` said that notebook 03 had to run."""
+    there = SimpleNamespace(paths=dataset_paths("sample", tmp_path))
+    monkeypatch.setattr(recommender, "load_prepared", lambda dataset, data_dir: there)
+    with pytest.raises(ValueError, match=words):
+        Recommender.load("sample", **names)
     with pytest.raises(ValueError, match="unknown policy 'robin'"):
         make([""], policy="robin")
-    with pytest.raises(ValueError, match="k=0"):
-        make([""]).recommend(["rose soap"], k=0)
-    with pytest.raises(ValueError, match="unknown policy"):
-        Recommender.load("sample", policy="best")

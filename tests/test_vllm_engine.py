@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_queries import tiny_case
 from tiny_model import make_prompts, tiny_model, tiny_tokenizer
 
-from gloss_utils import vllm_engine
-from gloss_utils.generation import STRATEGIES, Strategy, generate
-from gloss_utils.vllm_engine import BeamSearch, VllmModel
+from gloss_utils import generation, vllm_engine
+from gloss_utils.generation import Strategy, generate
+from gloss_utils.queries import fingerprint_model
+from gloss_utils.vllm_engine import VllmModel
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
@@ -23,47 +25,78 @@ def test_without_vllm_the_error_names_the_way_out(tmp_path):
         vllm_engine.load(tiny_case(tmp_path)[0].paths, "tiny-llama")
 
 
-class TransformersAsVllm:
-    """Stands in for `vllm.LLM`: one step of every prompt, with the tiny model's own log-probabilities."""
+class StandIn:
+    """Stands in for `vllm.LLM`: transformers' beams and samples of the tiny model, in vLLM's types."""
+
+    def _write(self, prompts, strategy, seeds):
+        tokenizer = tiny_tokenizer()
+        for prompt, seed in zip(prompts, seeds):
+            inputs = tokenizer.pad({"input_ids": [prompt["prompt_token_ids"]]}, return_tensors="pt")
+            with torch.inference_mode():
+                if strategy.temperature:
+                    tokens, scores = generation._draw_samples(tiny_model(), tokenizer, inputs, strategy, [seed])
+                else:
+                    tokens, scores = generation._search_beams(tiny_model(), tokenizer, inputs, strategy, None)
+            yield prompt["prompt_token_ids"], tokens[0].tolist(), scores[0].tolist()
+
+    def beam_search(self, prompts, params, lora_request):
+        strategy = Strategy("stand-in", params.beam_width, length_penalty=params.length_penalty)
+        return [
+            SimpleNamespace(
+                sequences=[
+                    SimpleNamespace(tokens=start + ids, cum_logprob=score) for ids, score in zip(tokens, scores)
+                ]
+            )
+            for start, tokens, scores in self._write(prompts, strategy, prompts)
+        ]
 
     def generate(self, prompts, settings, lora_request, use_tqdm):
-        results = []
-        for prompt in prompts:
-            with torch.inference_mode():
-                logits = tiny_model()(input_ids=torch.tensor([prompt["prompt_token_ids"]])).logits[0, -1]
-            best = logits.log_softmax(-1).topk(settings["logprobs"])
-            step = {
-                token: SimpleNamespace(logprob=value)
-                for token, value in zip(best.indices.tolist(), best.values.tolist())
-            }
-            results.append(SimpleNamespace(outputs=[SimpleNamespace(logprobs=[step])]))
-        return results
+        strategy = Strategy("stand-in", settings[0].n, settings[0].temperature, settings[0].top_k, settings[0].top_p)
+        return [
+            SimpleNamespace(
+                outputs=[
+                    SimpleNamespace(token_ids=tuple(ids), cumulative_logprob=score)
+                    for ids, score in zip(tokens, scores)
+                ]
+            )
+            for _, tokens, scores in self._write(prompts, strategy, [one.seed for one in settings])
+        ]
 
 
-@pytest.mark.parametrize("strategy", ["beam5", "beam5mean"])
-def test_beam_search_by_steps_is_that_of_transformers(monkeypatch, strategy):
-    """vLLM's own beam search kept titles that break off; ours must find what transformers finds, in its order."""
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **settings: settings))
-    model = VllmModel(TransformersAsVllm(), tiny_tokenizer(), None, 0)
+@pytest.fixture
+def served(monkeypatch):
+    """A model as `vllm_engine.load` gives it, with modules that stand in for vLLM's."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", SimpleNamespace(BeamSearchParams=SimpleNamespace))
+    return VllmModel(StandIn(), None)
+
+
+@pytest.mark.parametrize("strategy", ["beam5", "beam5mean", "temp0.5", "calrec32"])
+def test_prompts_settings_and_answers_go_through_unchanged(served, strategy):
+    """Same prompts, seeds and clean texts as transformers', in the order of the prompts, batch by batch."""
     expected = generate(tiny_model(), tiny_tokenizer(), make_prompts(), strategy)
-    found = generate(model, None, make_prompts(), strategy, engine="vllm", batch_size=3)
-    for ours, theirs in zip(found, expected):
-        assert ours.texts == theirs.texts
-        assert ours.scores == pytest.approx(theirs.scores, abs=1e-3)
+    found = {}
+    for rows, results in vllm_engine.generate_batches(
+        served, tiny_tokenizer(), make_prompts(), strategy, batch_size=3
+    ):
+        found |= dict(zip(rows, results))
+    for row, theirs in enumerate(expected):
+        assert found[row].texts == theirs.texts
+        assert found[row].scores == pytest.approx(theirs.scores, abs=1e-3)
 
 
-def test_a_search_ends_at_the_limit():
-    search = BeamSearch(Strategy("two", num_texts=2, max_new_tokens=2), eos_token_id=1)
-    search.advance([{5: -0.1, 6: -2.0, 1: -9.0, 7: -8.0}])
-    assert not search.closed and [tokens for _, tokens in search.running] == [[5], [6]]
-    search.advance([{5: -0.5, 6: -1.0, 1: -9.0, 7: -8.0}, {5: -0.5, 6: -1.0, 1: -9.0, 7: -8.0}])
-    assert search.closed and search.best() == [([5, 5], pytest.approx(-0.6)), ([5, 6], pytest.approx(-1.1))]
-
-
-def test_constrained_beams_are_not_for_this_engine():
-    model = VllmModel(None, tiny_tokenizer(), None, 0)
+def test_constrained_beams_are_not_for_this_engine(served):
     with pytest.raises(ValueError, match="needs engine='transformers'"):
-        generate(model, None, make_prompts(), STRATEGIES["constrained5"], engine="vllm")
+        next(vllm_engine.generate_batches(served, tiny_tokenizer(), make_prompts(), "constrained5"))
+
+
+def test_another_adapter_is_another_model(tmp_path):
+    """The base is in another process: queries files tell models apart by the adapter."""
+    marks = []
+    for value in (0.0, 1.0):
+        save_file({"lora_A": torch.full((2, 3), value)}, tmp_path / "adapter_model.safetensors")
+        marks.append(fingerprint_model(VllmModel(None, SimpleNamespace(lora_path=tmp_path))))
+    assert marks[0] != marks[1]
 
 
 @pytest.mark.parametrize("rank, room", [(4, 8), (16, 16), (48, 64)])
