@@ -106,7 +106,7 @@ def table(frame: pd.DataFrame | pd.Series, digits: int = 4, rows: int = 12) -> T
     """
     frame = pd.DataFrame(frame)
     if any(frame.index.names) or not pd.api.types.is_integer_dtype(frame.index):
-        frame = frame.reset_index(names=[name or "" for name in frame.index.names])
+        frame = frame.reset_index(names=[name or "" for name in frame.index.names], allow_duplicates=True)
     shown = (frame.head(rows) if rows else frame).reset_index(drop=True)
     left = [not pd.api.types.is_numeric_dtype(column) for _, column in frame.items()]
     texts = [_column(shown.iloc[:, place], digits) for place in range(shown.shape[1])]
