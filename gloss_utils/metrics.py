@@ -196,7 +196,8 @@ def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
     if path.exists():
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
         replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
-        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[keys]).isin(replaced)], rows])
+        old = old[~pd.MultiIndex.from_frame(old[keys]).isin(replaced)]
+        rows = pd.concat([old, rows]) if len(old) else rows
     write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
 
 
