@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -11,26 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_RAW = PROJECT_ROOT / "data/sample/raw"
+DATASETS = ("sample", "beauty", "toys", "sports")
 
 # Which notebook makes which artifact: what an error message tells the reader to run.
-MADE_BY = {
-    "interactions": "01",
-    "catalog": "01",
-    "splits": "01",
-    "base model": "03",
-    "adapter": "03",
-    "queries": "04",
-    "ranking": "05",
-    "metrics": "05",
-    "results": "02",
-}
+MADE_BY = {"interactions": "01", "catalog": "01", "splits": "01", "base model": "03", "adapter": "03"}
+MADE_BY |= {"queries": "04", "metrics": "05", "results": "02"}
 
 
 def resolve(path: str | Path) -> Path:
-    """Turn a path of a parameter into a usable one.
+    """Turn a path of a parameter into a usable one; relative paths count from the project's root.
 
-    Relative paths count from the project's root, so that a notebook finds the same files under
-    JupyterLab (which starts in `notebooks/`) and under papermill (which starts where it is called).
+    So a notebook finds the same files under JupyterLab, which starts in `notebooks/`, and under papermill.
     """
     path = Path(path).expanduser()
     return path if path.is_absolute() else PROJECT_ROOT / path
@@ -40,6 +33,15 @@ def show(path: str | Path) -> str:
     """Print a path without naming the machine: relative to the project's root where it lies inside it."""
     path = resolve(path)
     return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else path.name
+
+
+def slug(name: str) -> str:
+    """A file name for a model or system id: 'unsloth/Llama-3.2-1B' becomes 'unsloth--Llama-3.2-1B'."""
+    return name.strip("/").replace("/", "--")
+
+
+def _in_root(name: str) -> property:
+    return property(lambda paths: paths.root / name, doc=f"`{name}` in the dataset's directory.")
 
 
 @dataclass(frozen=True)
@@ -54,38 +56,19 @@ class DatasetPaths:
     dataset: str
     root: Path
 
+    interactions = _in_root("interactions.parquet")
+    catalog = _in_root("catalog.parquet")
+    splits = _in_root("splits")
+    report = _in_root("cleaning_report.csv")
+    results = _in_root("results.csv")
+    course_state = _in_root("course_state.json")
+    cache = _in_root("cache")
+
     @property
     def raw(self) -> Path:
-        return self.root / "raw"
-
-    @property
-    def interactions(self) -> Path:
-        return self.root / "interactions.parquet"
-
-    @property
-    def catalog(self) -> Path:
-        return self.root / "catalog.parquet"
-
-    @property
-    def splits(self) -> Path:
-        return self.root / "splits"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "cleaning_report.csv"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results.csv"
-
-    @property
-    def course_state(self) -> Path:
-        """What the runner remembers, so that it can skip what is up to date."""
-        return self.root / "course_state.json"
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
+        """The raw files; those of the sample store come with the repository, wherever `data_dir` is."""
+        own = self.root / "raw"
+        return SAMPLE_RAW if self.dataset == "sample" and not own.exists() else own
 
     def model(self, model: str) -> Path:
         """Base, adapter, tokenizer, `training_log.csv` and `run.json` of one model."""
@@ -113,11 +96,7 @@ class DatasetPaths:
         return self.root / "metrics" / split / f"{slug(system)}.parquet"
 
     def require(self, path: Path, artifact: str) -> Path:
-        """Return `path`, or say which notebook makes it.
-
-        Raises:
-            FileNotFoundError: the artifact is not there yet.
-        """
+        """Return `path`, or say in a FileNotFoundError which notebook makes it."""
         if path.exists():
             return path
         raise FileNotFoundError(
@@ -143,11 +122,6 @@ def figure_path(figures_dir: str | Path, dataset: str, name: str) -> Path:
     return resolve(figures_dir) / Path(dataset).name / f"{name}.png"
 
 
-def slug(name: str) -> str:
-    """A file name for a model or system id: 'unsloth/Llama-3.2-1B' becomes 'unsloth--Llama-3.2-1B'."""
-    return name.strip("/").replace("/", "--")
-
-
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file or directory beside `path`, then rename it.
 
@@ -165,15 +139,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def check_choice(value: str, choices: Iterable[str], what: str) -> str:
-    """Return `value` if it is one of `choices`.
-
-    Args:
-        value: what the caller gave.
-        choices: the known names.
-        what: what is being named, as the sentence should say it ("policy", "encoder").
-
-    Raises:
-        ValueError: it is not; the message lists the choices and the nearest one.
+    """Return `value` if it is one of `choices`; `what` names the kind ("policy") in the ValueError.
 
     >>> check_choice("scor", ["score", "rrf"], "policy")
     Traceback (most recent call last):
@@ -195,3 +161,20 @@ def digest(value: object) -> str:
     False
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def check_parameters(namespace: dict) -> None:
+    """Refuse a parameter that papermill was given and the notebook's tagged cell does not have.
+
+    papermill itself only warns, and runs on with the default.
+
+    Args:
+        namespace: the notebook's `globals()`: `In` has the cells' sources, `__annotations__` the tagged cell's names.
+
+    Raises:
+        ValueError: one sentence with the near match.
+    """
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):  # papermill's injected cell
+            for name in re.findall(r"^(\w+) =", source, re.M):
+                check_choice(name, namespace.get("__annotations__", {}), "parameter")

@@ -3,19 +3,16 @@
 import html
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
+from datasets import DatasetDict
 
 from . import prompts, raw_files
 from .paths import check_choice, dataset_paths, resolve, show, write_atomically
-from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties, save_splits
+from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties
 
-CATEGORIES = {
-    "sample": "Sample",
-    "beauty": "Beauty",
-    "toys": "Toys_and_Games",
-    "sports": "Sports_and_Outdoors",
-}
+CATEGORIES = {"sample": "Sample", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
 
 
 def clean_title(title: object) -> str:
@@ -37,11 +34,8 @@ class Report:
         """Add a row: `removed` counts what the step names (lines, asins or interactions)."""
         left = self.rows[-1] if self.rows else {}
         if left.get("interactions") != len(interactions):  # counting is slow: not where nothing went
-            left = {
-                "users": interactions["reviewer_id"].nunique(),
-                "items": interactions["asin"].nunique(),
-                "interactions": len(interactions),
-            }
+            users, items = interactions["reviewer_id"].nunique(), interactions["asin"].nunique()
+            left = {"users": users, "items": items, "interactions": len(interactions)}
         self.rows.append(left | {"step": step, "removed": removed, "note": note})
 
     def frame(self) -> pd.DataFrame:
@@ -60,9 +54,6 @@ def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[p
         interactions (`reviewer_id, asin, timestamp`, ties in asin order) and catalog (`asin, title, text`).
         Items are numbered as the histories meet them. Equal scores go to the lower number, and a target of
         a tied day tends to have a high asin: numbers in asin order would work against it.
-
-    Raises:
-        ValueError: nothing is left.
     """
     kept = reviews.drop_duplicates()
     report.add("exact duplicate interactions", kept, len(reviews) - len(kept))
@@ -89,14 +80,8 @@ def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[p
     return interactions, catalog
 
 
-def keep_users(interactions: pd.DataFrame, max_users: int, seed: int = 42) -> pd.DataFrame:
-    """Keep a seeded sample of users; the catalog stays whole, so the task stays as hard.
-
-    Args:
-        interactions: of all users.
-        max_users: how many to keep; 0 for all.
-        seed: of the draw.
-    """
+def keep_users(interactions: pd.DataFrame, max_users: int, seed: int) -> pd.DataFrame:
+    """Keep a seeded sample of `max_users` users (0: all); the catalog stays whole, so the task stays as hard."""
     users = np.sort(interactions["reviewer_id"].unique())
     if max_users <= 0 or max_users >= len(users):
         return interactions
@@ -126,30 +111,23 @@ def prepare(
         columns: for files of one's own: their names for `user, item, timestamp, title`.
         seed: of the shuffle and of the sample.
         progress: show bars while reading.
-
-    Raises:
-        ValueError: unknown name, damaged file, or nothing left after cleaning.
-        FileNotFoundError: a raw file is missing and cannot be fetched.
     """
-    paths = dataset_paths(dataset, data_dir)
+    check_choice(tie_order, TIE_ORDERS, "tie order")
+    paths, report = dataset_paths(dataset, data_dir), Report()
     raw = resolve(raw_dir) if raw_dir else paths.raw
-    report = Report()
     if "/" in dataset or "\\" in dataset:
         reviews, items = raw_files.read_tables(raw, columns or {})
         report.add("rows read", reviews, 0)
     else:
         reviews, items = _read_category(dataset, raw, report, progress)
-    interactions, catalog = clean(reviews, items, report)
-    interactions = keep_users(interactions, max_users, seed).reset_index(drop=True)
-    if check_choice(tie_order, TIE_ORDERS, "tie order") != "asin":
-        interactions = order_ties(interactions, tie_order, seed)
+    everyone, catalog = clean(reviews, items, report)
+    interactions = order_ties(keep_users(everyone, max_users, seed), tie_order, seed)
     if max_users:
-        report.add(
-            f"a sample of {max_users} users", interactions, report.rows[-1]["interactions"] - len(interactions)
-        )
+        report.add(f"a sample of {max_users} users", interactions, len(everyone) - len(interactions))
     splits = build_splits(interactions, catalog)
     prepared = Prepared(paths.dataset, paths, interactions, catalog, splits, report.frame())
-    return write(prepared)
+    _write(prepared)
+    return prepared
 
 
 def category_files(dataset: str, raw_dir: str | Path) -> tuple[Path, Path]:
@@ -164,15 +142,12 @@ def category_files(dataset: str, raw_dir: str | Path) -> tuple[Path, Path]:
 
 
 def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the two UCSD files of one category, made or downloaded first where they are missing."""
+    """Read the two UCSD files of one category, downloaded first where they are missing."""
     files = category_files(dataset, raw)
     for path in files:
+        if not path.exists() and dataset == "sample":
+            raise FileNotFoundError(f"{path.name} is missing from {show(raw)}: it comes with the repository")
         if not path.exists():
-            if dataset == "sample":
-                raise FileNotFoundError(
-                    f"{path.name} is missing from {show(raw)}: it comes with the repository; restore it, or make it "
-                    "again with `python tools/make_sample_store.py`"
-                )
             raw_files.fetch(path, progress)
     reviews, broken = raw_files.read_reviews(files[0], progress)
     report.add("malformed lines in the reviews", reviews, broken.count, "; ".join(broken.examples))
@@ -181,11 +156,19 @@ def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> t
     return reviews, items
 
 
-def write(prepared: Prepared) -> Prepared:
+def _write(prepared: Prepared) -> None:
     """Write the artifacts of a prepared dataset, each whole or not at all."""
     paths = prepared.paths
     write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))
     write_atomically(paths.interactions, lambda path: prepared.interactions.to_parquet(path, index=False))
     write_atomically(paths.catalog, lambda path: prepared.catalog.to_parquet(path, index=False))
-    write_atomically(paths.splits, lambda path: save_splits(prepared.splits, path))
-    return prepared
+    write_atomically(paths.splits, lambda path: _save_quietly(prepared.splits, path))
+
+
+def _save_quietly(splits: DatasetDict, path: Path) -> None:
+    """Save without the library's bar per split."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    splits.save_to_disk(str(path))
+    if shown:
+        datasets.enable_progress_bars()

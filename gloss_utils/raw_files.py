@@ -1,12 +1,11 @@
-"""Fetch the raw files of Amazon 2014 where they are missing."""
+"""The raw files: UCSD's reviews and metadata, tables of one's own, and fetching what is missing."""
 
 import ast
 import gzip
-import http.client
+import http
 import json
 import os
 import re
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -19,28 +18,33 @@ import pyarrow as pa
 import pyarrow.json
 from tqdm.auto import tqdm
 
-from .paths import show
+from .paths import check_choice, show
 
 MAX_BROKEN_SHARE = 0.01  # above this the file is not what it should be
 BLOCK_BYTES = 8 << 20  # text held at a time while reading; bounds the memory
-MAX_TIMESTAMP = 1 << 53  # beyond it is no time
+MAX_TIMESTAMP = 1 << 53  # whole numbers above it are not exact as JSON numbers
 REVIEW_FIELDS = pa.schema(
     {"reviewerID": pa.string(), "asin": pa.string(), "unixReviewTime": pa.int64(), "overall": pa.float64()}
 )
 REQUIRED_FIELDS = ["reviewerID", "asin", "unixReviewTime"]
 META_START = re.compile(r"^\{'asin': '([^'\\]*)'.*\}\s*$")
 
+COLUMN_ROLES = {"user": "user", "item": "item", "timestamp": "timestamp", "title": "title"}
+# A number of seconds since 1970 stays below this until the year 5138; finer units are far above it.
+MAX_SECONDS = 100_000_000_000
+
+# The hosts of McAuley's Amazon data of 2014, tried in this order.
+ADDRESSES = (
+    "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
+    "https://mcauleylab.ucsd.edu/public_datasets/data/amazon/categoryFiles/",
+)
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 20
+
 
 @dataclass
 class BrokenLines:
-    """Counts the lines of one file that cannot be read, and keeps the first few.
-
-    Attributes:
-        file: the file's name.
-        lines: lines read so far.
-        count: how many of them were broken.
-        examples: "file, line n: text" of the first three.
-    """
+    """Counts the lines of one file that cannot be read, and keeps "file, line n: text" of the first three."""
 
     file: str
     lines: int = 0
@@ -53,11 +57,7 @@ class BrokenLines:
             self.examples.append(f"{self.file}, line {line_number}: {text.strip()[:60]}")
 
     def refuse_too_many(self) -> None:
-        """Raise if more than 1 % of the lines were broken, or if there were none at all.
-
-        Raises:
-            ValueError: it is not a usable file.
-        """
+        """Raise a ValueError if more than 1 % of the lines were broken, or if there were none at all."""
         if self.lines == 0:
             raise ValueError(f"{self.file} is empty: put the right file in its place")
         if self.count > MAX_BROKEN_SHARE * self.lines:
@@ -68,15 +68,7 @@ class BrokenLines:
 
 
 def read_blocks(path: Path, progress: bool = True) -> Iterator[bytes]:
-    """Read a gzip file in blocks of whole lines, about 8 MiB of text at a time.
-
-    Args:
-        path: a `.gz` file.
-        progress: show a bar over the compressed bytes.
-
-    Raises:
-        ValueError: the file is cut off or is not a gzip file.
-    """
+    """Read a gzip file in blocks of whole lines, about 8 MiB of text at a time."""
     size = path.stat().st_size
     with (
         path.open("rb") as raw,
@@ -96,10 +88,6 @@ def read_blocks(path: Path, progress: bool = True) -> Iterator[bytes]:
 def read_reviews(path: Path, progress: bool = True) -> tuple[pd.DataFrame, BrokenLines]:
     """Read `reviews_<Category>_5.json.gz` in one streaming pass.
 
-    Args:
-        path: JSON lines with `reviewerID, asin, unixReviewTime` and, where there, `overall`.
-        progress: show a bar.
-
     Returns:
         `reviewer_id, asin, timestamp` (int64 seconds), `rating` (NaN where absent), in the file's order;
         and the broken lines.
@@ -107,7 +95,7 @@ def read_reviews(path: Path, progress: bool = True) -> tuple[pd.DataFrame, Broke
     broken = BrokenLines(path.name)
     tables = []
     for block in read_blocks(path, progress):
-        tables.append(_parse_review_block(block, broken).select(REVIEW_FIELDS.names))
+        tables.append(_parse_review_block(block, broken))
         broken.lines += _count_lines(block)
     broken.refuse_too_many()
     frame = pa.concat_tables(tables).to_pandas()
@@ -120,11 +108,12 @@ def _count_lines(block: bytes) -> int:
 
 
 def _parse_review_block(block: bytes, broken: BrokenLines) -> pa.Table:
-    """Parse a block at once; only where that fails, look for the broken lines one by one."""
+    """Parse a block with Arrow; it stops at a broken line, so then look for those one by one."""
+    options = pa.json.ParseOptions(explicit_schema=REVIEW_FIELDS, unexpected_field_behavior="ignore")
     try:
-        table = _parse_json(block)
+        table = pa.json.read_json(pa.BufferReader(block), pa.json.ReadOptions(use_threads=False), options)
         if len(table) == _count_lines(block) and not any(table[name].null_count for name in REQUIRED_FIELDS):
-            return table
+            return table.select(REVIEW_FIELDS.names)
     except pa.ArrowInvalid:
         pass
     records = []
@@ -137,15 +126,8 @@ def _parse_review_block(block: bytes, broken: BrokenLines) -> pa.Table:
     return pa.Table.from_pylist(records, schema=REVIEW_FIELDS)
 
 
-def _parse_json(text: bytes) -> pa.Table:
-    options = pa.json.ParseOptions(explicit_schema=REVIEW_FIELDS, unexpected_field_behavior="ignore")
-    return pa.json.read_json(
-        pa.BufferReader(text), read_options=pa.json.ReadOptions(use_threads=False), parse_options=options
-    )
-
-
 def _parse_review(line: bytes) -> dict | None:
-    """Read one line the slow way; None if it is no review."""
+    """Read one line with `json.loads`; None if it is no review."""
     try:
         record = json.loads(line)
         user, asin, timestamp = (record[name] for name in REQUIRED_FIELDS)
@@ -159,19 +141,13 @@ def _parse_review(line: bytes) -> dict | None:
 
 
 def read_metadata(path: Path, wanted: set[str], progress: bool = True) -> tuple[pd.DataFrame, BrokenLines]:
-    """Read the titles of the wanted items out of `meta_<Category>.json.gz` in one streaming pass.
+    """Read the titles of the wanted asins out of `meta_<Category>.json.gz` in one streaming pass.
 
     Lines are Python literals, which are slow to evaluate; a real file has 20 lines for each one that is
     needed. So every line must look like `{'asin': '…' … }`, and only those of wanted items are evaluated.
 
-    Args:
-        path: the metadata file.
-        wanted: asins that occur in the reviews.
-        progress: show a bar.
-
     Returns:
-        `asin, title` (raw, None where missing) of the wanted lines, in the file's order; and the broken
-        lines.
+        `asin, title` (raw, None where missing) of the wanted lines, in the file's order; and the broken lines.
     """
     broken = BrokenLines(path.name)
     rows = []
@@ -198,41 +174,29 @@ def _parse_item(text: str) -> dict | None:
     return item if isinstance(item, dict) and isinstance(item.get("asin"), str) else None
 
 
-DEFAULT_COLUMNS = {"user": "user", "item": "item", "timestamp": "timestamp", "title": "title"}
-SUFFIXES = (".parquet", ".csv")
-# A number of seconds since 1970 stays below this until the year 5138; finer units are far above it.
-MAX_SECONDS = 100_000_000_000
-
-
 def read_tables(raw_dir: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read `interactions` and `items`.
+    """Read one's own `interactions` and `items`, each a CSV or Parquet file in `raw_dir`.
 
     Args:
-        raw_dir: the folder that holds `interactions.csv` or `.parquet`, and `items.csv` or `.parquet`.
-        columns: what the files call `user, item, timestamp, title`; what is left out keeps that name.
+        raw_dir: the folder of the two files.
+        columns: what they call `user, item, timestamp, title`; what is left out keeps that name.
 
     Returns:
         reviews (`reviewer_id, asin, timestamp` in int64 seconds) and items (`asin, title`).
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a column is missing, or a timestamp cannot be read.
     """
-    unknown = set(columns) - set(DEFAULT_COLUMNS)
-    if unknown:
-        raise ValueError(f"unknown column role '{unknown.pop()}': choose from {', '.join(DEFAULT_COLUMNS)}")
-    names = DEFAULT_COLUMNS | columns
-    interactions = _read(raw_dir, "interactions", [names["user"], names["item"], names["timestamp"]])
-    items = _read(raw_dir, "items", [names["item"], names["title"]])
+    for role in columns:
+        check_choice(role, COLUMN_ROLES, "column role")
+    names = COLUMN_ROLES | columns
+    interactions = _read_table(raw_dir, "interactions", [names["user"], names["item"], names["timestamp"]])
+    items = _read_table(raw_dir, "items", [names["item"], names["title"]])
     interactions.columns = ["reviewer_id", "asin", "timestamp"]
     items.columns = ["asin", "title"]
     interactions["timestamp"] = to_seconds(interactions["timestamp"])
-    interactions = interactions.astype({"reviewer_id": str, "asin": str})
-    return interactions, items.astype({"asin": str})
+    return interactions.astype({"reviewer_id": str, "asin": str}), items.astype({"asin": str})
 
 
-def _read(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
-    found = [raw_dir / (name + suffix) for suffix in SUFFIXES if (raw_dir / (name + suffix)).exists()]
+def _read_table(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    found = [path for path in (raw_dir / f"{name}.parquet", raw_dir / f"{name}.csv") if path.exists()]
     if not found:
         raise FileNotFoundError(f"no {name}.csv or {name}.parquet in {show(raw_dir)}: put one there")
     path = found[0]
@@ -254,99 +218,65 @@ def _read(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
 
 
 def to_seconds(timestamps: pd.Series) -> pd.Series:
-    """Turn seconds, milliseconds (or finer) or dates into int64 seconds since 1970.
-
-    Args:
-        timestamps: numbers, numbers as text, dates as text, or datetimes.
-
-    Raises:
-        ValueError: one is missing or cannot be read.
+    """Turn seconds, milliseconds (or finer), dates, or text of any of these into int64 seconds since 1970.
 
     >>> to_seconds(pd.Series(["2014-07-23", "2014-07-24"])).tolist()
     [1406073600, 1406160000]
     """
-    numbers = pd.to_numeric(timestamps, errors="coerce")
-    if pd.api.types.is_datetime64_any_dtype(timestamps) or numbers.isna().all():
-        dates = pd.to_datetime(timestamps, errors="coerce", utc=True)
-        _refuse_missing(dates, timestamps)
-        return pd.Series(dates.astype("datetime64[s, UTC]").astype("int64"), index=timestamps.index)
-    _refuse_missing(numbers, timestamps)
-    unit = 1
-    while np.abs(numbers.median()) / unit > MAX_SECONDS:
-        unit *= 1000  # milliseconds, microseconds, nanoseconds
-    return (numbers // unit).astype("int64")
-
-
-def _refuse_missing(values: pd.Series, timestamps: pd.Series) -> None:
+    values = pd.to_numeric(timestamps, errors="coerce")
+    dated = pd.api.types.is_datetime64_any_dtype(timestamps) or values.isna().all()
+    if dated:
+        values = pd.to_datetime(timestamps, errors="coerce", utc=True)
     if values.isna().any():
         row = int(np.argmax(values.isna().to_numpy()))
         raise ValueError(
             f"timestamp {timestamps.iloc[row]!r} in row {row + 1} of the interactions cannot be read: "
             "use seconds, milliseconds or dates"
         )
-
-
-# The hosts of McAuley's Amazon data of 2014, tried in this order.
-ADDRESSES = (
-    "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
-    "https://mcauleylab.ucsd.edu/public_datasets/data/amazon/categoryFiles/",
-)
-CHUNK_BYTES = 1 << 20
-TIMEOUT_SECONDS = 20
+    if dated:
+        return values.astype("datetime64[s, UTC]").astype("int64")
+    unit = 1
+    while np.abs(values.median()) / unit > MAX_SECONDS:
+        unit *= 1000  # milliseconds, microseconds, nanoseconds
+    return (values // unit).astype("int64")
 
 
 def fetch(path: Path, progress: bool = True, addresses: tuple[str, ...] = ()) -> Path:
-    """Download one raw file; resume where an earlier try stopped.
+    """Download one raw file, from the hosts of the dataset by default; resume where an earlier try stopped.
 
-    Args:
-        path: where it goes; its name is its name on the host too.
-        progress: show a bar.
-        addresses: folders that hold it; those of the data set's hosts by default.
-
-    Raises:
-        FileNotFoundError: no host has sent it; the sentence says which file to put where.
+    Instead of pooch: after a break it starts again from nothing, and these files are tens of megabytes to gigabytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    reasons = []
-    addresses = addresses or ADDRESSES
+    part, addresses = path.with_name(path.name + ".part"), addresses or ADDRESSES
     for address in addresses:
         try:
-            return _fetch_from(address + path.name, path, progress)
-        except (urllib.error.URLError, OSError) as error:
-            reasons.append(str(error))
+            _fetch_into(part, address + path.name, progress)
+            os.replace(part, path)
+            return path
+        except OSError as error:  # urllib's errors are OSErrors
+            reason = error
+            if getattr(error, "code", 0) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                part.unlink()  # nothing beyond what is there, so that is not the beginning of this file
     raise FileNotFoundError(
-        f"{path.name} is missing and could not be downloaded ({reasons[-1]}): get it from {addresses[0]}{path.name} "
+        f"{path.name} is missing and could not be downloaded ({reason}): get it from {addresses[0]}{path.name} "
         f"and put it in {show(path.parent)}, or set RAW_DIR to the folder that holds it"
     )
 
 
-def _fetch_from(address: str, path: Path, progress: bool) -> Path:
-    """Append what is missing to `<name>.part`, check the size, rename."""
-    part = path.with_name(path.name + ".part")
+def _fetch_into(part: Path, address: str, progress: bool) -> None:
+    """Append what is missing, and check the size."""
     have = part.stat().st_size if part.exists() else 0
-    with _open(address, have) as response:
-        resumed = response.status == 206
+    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         have = have if resumed else 0  # a host that ignores the range sends everything again
         total = have + int(response.headers.get("Content-Length", 0))
         with (
             part.open("ab" if resumed else "wb") as out,
-            tqdm(total=total, initial=have, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar,
+            tqdm(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True, disable=not progress) as bar,
         ):
             while chunk := response.read(CHUNK_BYTES):
                 out.write(chunk)
                 bar.update(len(chunk))
     if part.stat().st_size != total:
         raise OSError(f"{part.stat().st_size} of {total} bytes came; run it again to resume")
-    os.replace(part, path)
-    return path
-
-
-def _open(address: str, have: int) -> http.client.HTTPResponse:
-    """Ask for what is missing; for everything where the host has nothing beyond what is there."""
-    try:
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        return urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return _open(address, 0)
-        raise

@@ -1,83 +1,23 @@
 """Histories, the leave-last-out split, and the tasks that the other chapters solve."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
-from datasets.fingerprint import generate_random_fingerprint
 
 from . import prompts
 from .paths import DatasetPaths, check_choice, dataset_paths
-
-BLOCK_USERS = 20_000  # rows built at a time, which bounds the memory
-
-
-def build_rows(
-    reviewer_ids: np.ndarray, starts: np.ndarray, stops: np.ndarray, asins: pa.Array, texts: pa.Array
-) -> pa.Table:
-    """Write one row per user: the last item of the span is the answer, those before it are the prompt.
-
-    Args:
-        reviewer_ids: [U].
-        starts, stops: int64 [U], each user's span of rows in `asins` and `texts`.
-        asins, texts: of all purchases.
-    """
-    blocks = [slice(row, row + BLOCK_USERS) for row in range(0, len(starts), BLOCK_USERS)]
-    return pa.concat_tables(
-        [_block_of_rows(reviewer_ids[block], starts[block], stops[block], asins, texts) for block in blocks]
-    )
-
-
-def _block_of_rows(
-    reviewer_ids: np.ndarray, starts: np.ndarray, stops: np.ndarray, asins: pa.Array, texts: pa.Array
-) -> pa.Table:
-    """The same for a block of users; `prompts.build_prompt` in columns instead of one user at a time."""
-    offsets = np.concatenate([[0], np.cumsum(stops - 1 - starts)])
-    before = pa.array(np.repeat(starts - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1]))
-    last = pa.array(stops - 1)
-    lists = pa.array(offsets, pa.int32())
-    histories = pc.binary_join(pa.ListArray.from_arrays(lists, texts.take(before)), "\n")
-    ptext = pc.binary_join_element_wise(prompts.PROMPT_HEADER, histories, prompts.NEXT_ITEM, "")
-    return pa.table(
-        {
-            "reviewer_id": pa.array(reviewer_ids, pa.string()),
-            "ptext": ptext,
-            "text": pc.binary_join_element_wise(ptext, texts.take(last), ""),
-            "seen_asins": pa.ListArray.from_arrays(lists, asins.take(before)),
-            "asin": asins.take(last),
-            "asin_text": texts.take(last),
-        }
-    )
-
-
-def to_dataset(table: pa.Table) -> Dataset:
-    """Wrap a table for the datasets library."""
-    # A fingerprint of our own: computing one takes the library longer than building the table.
-    return Dataset(datasets.table.InMemoryTable(table), fingerprint=generate_random_fingerprint())
-
-
-def save_splits(splits: DatasetDict, path: Path) -> None:
-    """Write splits to disk without the library's progress bars."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        splits.save_to_disk(str(path))
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
 
 MIN_INTERACTIONS = 3  # one item to train on, one to predict, and one to hold out
 VALIDATION_SHARE = 0.05
 VALIDATION_SEED = 42  # the authors' seed: on the same file, the same people
 TIE_ORDERS = ("asin", "shuffled", "reverse")
-REAL_CATEGORIES = ("beauty", "toys", "sports")
+HELD_OUT_COLUMNS = ("reviewer_id", "ptext", "text", "seen_asins", "asin", "asin_text")
 
 
 @dataclass(frozen=True)
@@ -106,11 +46,7 @@ class Prepared:
         return bool(self.report["step"].str.startswith("a sample of").any())
 
     def item_numbers(self, asins) -> np.ndarray:
-        """Look up the catalog rows of some asins; -1 where there is none.
-
-        Args:
-            asins: a sequence or arrow array of asins.
-        """
+        """Look up the catalog rows of some asins; -1 where there is none."""
         return pd.Index(self.catalog["asin"]).get_indexer(np.asarray(asins, dtype=object))
 
 
@@ -143,11 +79,7 @@ class Task:
         )
 
     def subset(self, reviewer_ids) -> "Task":
-        """Keep these users, in this order.
-
-        Raises:
-            ValueError: one of them is not in the task.
-        """
+        """Keep these users, in this order; ValueError where one of them is not in the task."""
         reviewer_ids = list(reviewer_ids)
         rows = pd.Index(self.reviewer_ids).get_indexer(reviewer_ids)
         if (rows < 0).any():
@@ -167,27 +99,21 @@ def order_ties(interactions: pd.DataFrame, tie_order: str = "asin", seed: int = 
         seed: of the shuffle.
     """
     check_choice(tie_order, TIE_ORDERS, "tie order")
-    # Reviewer and asin become numbers in their sorted order: sorting integers is several times faster.
+    # Instead of sort_values: on numbers in the order of the ids, sorting is several times faster than on the ids.
     reviewers = pd.factorize(interactions["reviewer_id"], sort=True)[0]
     asins = pd.factorize(interactions["asin"], sort=True)[0]
-    tie = {"asin": asins, "reverse": -asins}.get(tie_order)
-    if tie is None:  # shuffled: from the asin order, so that the file's line order does not matter
-        tie = np.random.default_rng(seed).permutation(len(interactions))
-        tie = tie[np.argsort(np.lexsort((asins, interactions["timestamp"], reviewers)))]
-    order = np.lexsort((tie, interactions["timestamp"], reviewers))
+    times = interactions["timestamp"].to_numpy()
+    order = np.lexsort((-asins if tie_order == "reverse" else asins, times, reviewers))
+    if tie_order == "shuffled":  # from the asin order, so that the file's line order does not matter
+        shuffled = np.random.default_rng(seed).permutation(len(order))
+        order = order[np.lexsort((shuffled, times[order], reviewers[order]))]
     return interactions.iloc[order].reset_index(drop=True)
 
 
-def draw_validation_users(reviewer_ids, share: float = VALIDATION_SHARE, seed: int = VALIDATION_SEED) -> list[str]:
-    """Draw the validation users as the authors drew theirs; at least one, so that a tiny shop has some too.
-
-    Args:
-        reviewer_ids: all users, in any order.
-        share: of the users.
-        seed: of `random.Random`.
-    """
+def draw_validation_users(reviewer_ids: Iterable[str]) -> list[str]:
+    """Draw 5 % of the users as the authors drew theirs; at least one, so that a tiny dataset has some too."""
     ordered = sorted(set(reviewer_ids))
-    return random.Random(seed).sample(ordered, max(1, int(share * len(ordered))))
+    return random.Random(VALIDATION_SEED).sample(ordered, max(1, int(VALIDATION_SHARE * len(ordered))))
 
 
 def user_bounds(interactions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -209,11 +135,8 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDi
         catalog: `asin, title, text`.
 
     Returns:
-        train (`reviewer_id, text`), validation and test (`reviewer_id, ptext, text, seen_asins, asin,
-        asin_text`). A validation user's training text is one item shorter.
-
-    Raises:
-        ValueError: a user has fewer than three interactions.
+        train (`reviewer_id, text`), validation and test (`HELD_OUT_COLUMNS`). A validation user's training
+        text is one item shorter.
     """
     reviewer_ids, bounds = user_bounds(interactions)
     lengths = np.diff(bounds)
@@ -222,55 +145,66 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDi
         raise ValueError(
             f"user '{short}' has {lengths.min()} interactions: a split needs {MIN_INTERACTIONS} or more per user"
         )
-    asins = pa.array(interactions["asin"], pa.string())
-    items = pd.Index(catalog["asin"]).get_indexer(interactions["asin"])
-    texts = pa.array(catalog["text"], pa.string()).take(pa.array(items))
-    starts, stops = bounds[:-1], bounds[1:]
-    drawn = pd.Index(reviewer_ids).isin(draw_validation_users(reviewer_ids))
-    train = build_rows(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])
-    validation = build_rows(reviewer_ids[drawn], starts[drawn], stops[drawn] - 1, asins, texts)
-    test = build_rows(reviewer_ids, starts, stops, asins, texts)
-    return DatasetDict(train=to_dataset(train), validation=to_dataset(validation), test=to_dataset(test))
+    asins = interactions["asin"].tolist()
+    texts = interactions["asin"].map(catalog.set_index("asin")["text"]).tolist()
+    drawn = set(draw_validation_users(reviewer_ids))
+    train, validation, test = [], [], []
+    for user, start, stop in zip(reviewer_ids, bounds, bounds[1:]):
+        test.append(_held_out_row(user, asins[start:stop], texts[start:stop]))
+        if user in drawn:
+            stop -= 1
+            validation.append(_held_out_row(user, asins[start:stop], texts[start:stop]))
+        train.append((user, prompts.build_training_text(texts[start : stop - 1])))
+    return DatasetDict(
+        train=_to_dataset(train, ("reviewer_id", "text")),
+        validation=_to_dataset(validation, HELD_OUT_COLUMNS),
+        test=_to_dataset(test, HELD_OUT_COLUMNS),
+    )
+
+
+def _held_out_row(user: str, asins: list[str], texts: list[str]) -> tuple:
+    """Hold the last item out: one row of `HELD_OUT_COLUMNS`."""
+    prompt = prompts.build_prompt(texts[:-1])
+    return user, prompt, prompt + texts[-1], asins[:-1], asins[-1], texts[-1]
+
+
+def _to_dataset(rows: list[tuple], columns: tuple[str, ...]) -> Dataset:
+    return Dataset.from_dict(dict(zip(columns, map(list, zip(*rows)))))
 
 
 def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Prepared:
-    """Open what notebook 01 wrote.
-
-    Args:
-        dataset: a name, or a directory of one's own.
-        data_dir: where the datasets live.
-
-    Raises:
-        FileNotFoundError: notebook 01 has not run for it.
-    """
+    """Open what notebook 01 wrote; FileNotFoundError where it has not run for this dataset."""
     paths = dataset_paths(dataset, data_dir)
     interactions = pd.read_parquet(paths.require(paths.interactions, "interactions"))
     catalog = pd.read_parquet(paths.require(paths.catalog, "catalog"))
     splits = datasets.load_from_disk(str(paths.require(paths.splits, "splits")))
-    return Prepared(
-        paths.dataset, paths, interactions, catalog, splits, pd.read_csv(paths.report, keep_default_na=False)
-    )
+    report = pd.read_csv(paths.report, keep_default_na=False)
+    return Prepared(paths.dataset, paths, interactions, catalog, splits, report)
 
 
 def load_task(prepared: Prepared, split: str = "test") -> Task:
-    """Turn a held-out split into arrays.
-
-    Args:
-        prepared: the dataset.
-        split: `test` or `validation`.
-    """
-    table = prepared.splits[check_choice(split, ("test", "validation"), "split")].data.table
-    seen = table.column("seen_asins").combine_chunks()
-    if isinstance(seen, pa.ChunkedArray):
-        seen = seen.chunk(0)
-    offsets = seen.offsets.to_numpy()
-    items = prepared.item_numbers(seen.flatten())
+    """Turn a held-out split, `test` or `validation`, into arrays."""
+    rows = prepared.splits[check_choice(split, ("test", "validation"), "split")].to_pandas()
+    items = prepared.item_numbers(np.concatenate(rows["seen_asins"]))  # one look-up for all users
     return Task(
-        reviewer_ids=np.array(table.column("reviewer_id").to_pylist(), dtype=str),
-        prompts=table.column("ptext").to_pylist(),
-        seen_items=np.split(items, (offsets - offsets[0])[1:-1]) if len(table) else [],
-        targets=prepared.item_numbers(table.column("asin")),
+        reviewer_ids=rows["reviewer_id"].to_numpy(dtype=str),
+        prompts=rows["ptext"].tolist(),
+        seen_items=np.split(items, np.cumsum(rows["seen_asins"].map(len))[:-1]),
+        targets=prepared.item_numbers(rows["asin"]),
     )
+
+
+def followed_user(task: Task, reviewer_id: str = "") -> int:
+    """Find the row of the user whom the course follows; 0, the first user, where they are not in the task."""
+    rows = np.flatnonzero(task.reviewer_ids == reviewer_id)
+    return int(rows[0]) if len(rows) else 0
+
+
+def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:
+    """Draw `max_users` users (0: all) that chapters 04 and later share, in the task's order."""
+    if max_users <= 0 or max_users >= len(task):
+        return task
+    return task.take(np.sort(np.random.default_rng(seed).permutation(len(task))[:max_users]))
 
 
 def training_histories(prepared: Prepared) -> list[np.ndarray]:
@@ -294,30 +228,3 @@ def purchase_days(prepared: Prepared) -> dict[str, np.ndarray]:
     reviewer_ids, bounds = user_bounds(prepared.interactions)
     days = prepared.interactions["timestamp"].to_numpy() / 86_400
     return dict(zip(map(str, reviewer_ids), np.split(days, bounds[1:-1])))
-
-
-def require_whole_category(prepared: Prepared) -> None:
-    """Let only results that may stand beside the papers' be kept as measured.
-
-    Raises:
-        ValueError: not a real category, not all of its users, or ties not in the field's order.
-    """
-    by_asin = order_ties(prepared.interactions, "asin")
-    if prepared.dataset not in REAL_CATEGORIES or prepared.sampled or not by_asin.equals(prepared.interactions):
-        raise ValueError(
-            f"SAVE_MEASURED with '{prepared.dataset}': it takes one of {', '.join(REAL_CATEGORIES)}, "
-            "all users (MAX_USERS 0) and TIE_ORDER asin"
-        )
-
-
-def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:
-    """Draw the users that chapters 04 and later share, in the task's order.
-
-    Args:
-        task: the whole split.
-        max_users: how many; 0 for all.
-        seed: of the draw.
-    """
-    if max_users <= 0 or max_users >= len(task):
-        return task
-    return task.take(np.sort(np.random.default_rng(seed).permutation(len(task))[:max_users]))

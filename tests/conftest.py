@@ -1,5 +1,6 @@
 """Fixtures that all tests share. Each test that writes gets a data directory of its own."""
 
+import functools
 import os
 
 # Before torch is imported anywhere: waiting threads that spin make busy cores ten times slower.
@@ -7,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -61,11 +63,12 @@ def toy(tmp_path) -> splits.Prepared:
 
 
 @pytest.fixture(scope="session")
-def real_raw_dir() -> Path:
-    """The folder of the Amazon 2014 files, from the environment variable GLOSS_RAW_DIR."""
+def real(tmp_path_factory) -> Callable[[str], splits.Prepared]:
+    """Prepare a category of Amazon 2014 ("beauty"), once per run; GLOSS_RAW_DIR names the folder of its files."""
     if not REAL_DATA:
         pytest.skip("set GLOSS_RAW_DIR to the folder of the Amazon 2014 files")
-    return Path(REAL_DATA).resolve()
+    data_dir = tmp_path_factory.mktemp("real")
+    return functools.cache(lambda name: raw_data.prepare(name, Path(REAL_DATA).resolve(), data_dir, progress=False))
 
 
 def pytest_collection_modifyitems(items):

@@ -123,10 +123,8 @@ def test_star_is_its_formula(prepared):
     "dataset, num_users, kept, dropped",
     [("beauty", 22363, (0.0423, 0.0224), (0.0485, 0.0348)), ("sports", 35597, (0.0211, 0.0110), (0.0244, 0.0168))],
 )
-def test_lis_on_real_data(real_raw_dir, tmp_path, dataset, num_users, kept, dropped):
-    from gloss_utils import raw_data
-
-    prepared = raw_data.prepare(dataset, raw_dir=real_raw_dir, data_dir=tmp_path, progress=False)
+def test_lis_on_real_data(real, dataset, num_users, kept, dropped):
+    prepared = real(dataset)
     task, index = load_task(prepared, "test"), BM25Index(prepared.catalog["text"])
     assert len(task) == num_users
     for drop, expected in (("none", kept), ("seen", dropped)):

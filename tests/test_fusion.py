@@ -205,13 +205,12 @@ def test_a_signal_that_is_the_same_everywhere_gets_no_weight():
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_real_beauty_beats_star(real_raw_dir, tmp_path):
+def test_real_beauty_beats_star(real):
     """What chapter 07 states: above .080 / .060 in Recall@5 / NDCG@5, where STAR has .062 / .045."""
-    from gloss_utils import raw_data
     from gloss_utils.dense import encode
     from gloss_utils.metrics import evaluate
 
-    beauty = raw_data.prepare("beauty", raw_dir=real_raw_dir, data_dir=tmp_path, progress=False)
+    beauty = real("beauty")
     vectors = encode(beauty.catalog["text"].tolist())
     days = splits.purchase_days(beauty)
     histories, held_out = fusion.extend_validation(beauty)

@@ -1,6 +1,5 @@
 """Where artifacts live, and that half a file never lies under a final name."""
 
-import doctest
 from pathlib import Path
 
 import pytest
@@ -67,8 +66,3 @@ def test_a_directory_is_replaced_whole(tmp_path):
     paths.write_atomically(tmp_path / "splits", write("one"))
     paths.write_atomically(tmp_path / "splits", write("two"))
     assert [path.name for path in (tmp_path / "splits").iterdir()] == ["two"]
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(paths).failed == 0
-    assert doctest.testmod(choices).failed == 0

@@ -1,11 +1,14 @@
-"""Reading the UCSD files: streaming, broken lines, damaged archives."""
+"""Reading the UCSD files, tables of one's own, and fetching: broken lines, damaged files, broken connections."""
 
 import gzip
+import http.server
 import json
+import threading
 
+import pandas as pd
 import pytest
 
-from gloss_utils import raw_files
+from gloss_utils import raw_data, raw_files, splits
 
 REVIEW = {"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1365984000, "overall": 4.0}
 
@@ -135,3 +138,195 @@ def test_wanted_metadata_lines_must_evaluate(tmp_path):
     path = write_gz(tmp_path / "meta_Test.json.gz", METADATA * 50)
     with pytest.raises(ValueError, match=r"meta_Test.json.gz: 50 of 250 lines"):
         raw_files.read_metadata(path, {"B9"}, progress=False)
+
+
+TITLES = {"001": "Blue Mug", "002": "Red Mug", "003": "Tea &amp; Spoon", "004": "Tray"}
+SECONDS = 1406073600  # 2014-07-23
+
+
+def own_tables(users: int = 4) -> tuple[pd.DataFrame, pd.DataFrame]:
+    interactions = pd.DataFrame(
+        [(str(user), item, SECONDS + day * 86_400) for user in range(users) for day, item in enumerate(TITLES)],
+        columns=["user", "item", "timestamp"],
+    )
+    return interactions, pd.DataFrame({"item": list(TITLES), "title": list(TITLES.values())})
+
+
+def write_tables(root, suffix="csv", interactions=None, items=None):
+    made = own_tables()
+    raw = root / "raw"
+    raw.mkdir(parents=True)
+    for name, table in (
+        ("interactions", made[0] if interactions is None else interactions),
+        ("items", made[1] if items is None else items),
+    ):
+        table.to_csv(raw / f"{name}.csv", index=False) if suffix == "csv" else table.to_parquet(
+            raw / f"{name}.parquet"
+        )
+    return root
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_own_tables_are_prepared_like_any_other(tmp_path, suffix):
+    root = write_tables(tmp_path / "my_store", suffix)
+    made = raw_data.prepare(str(root))
+    assert made.dataset == "my_store"
+    assert made.catalog["asin"].tolist() == ["001", "002", "003", "004"], "ids stay text"
+    assert made.catalog["title"][2] == "Tea & Spoon"
+    assert made.interactions["timestamp"].tolist()[:2] == [SECONDS, SECONDS + 86_400]
+    loaded = splits.load_prepared(str(root))
+    assert splits.load_task(loaded).targets.tolist() == [3] * 4
+    assert len(splits.load_task(loaded, "validation")) == 1
+    assert made.report["step"][0] == "rows read"
+
+
+def test_ids_and_titles_that_pandas_takes_for_missing_stay(tmp_path):
+    """'NA' is a country, 'None' a brand and 'null' a nickname: none of them is a missing value."""
+    interactions, items = own_tables()
+    names = {"user": {"0": "null"}, "item": {"001": "NA", "002": "None"}}
+    interactions, items = interactions.replace(names), items.replace(names)
+    items.loc[2, "title"] = "N/A"
+    made = raw_data.prepare(str(write_tables(tmp_path / "s", interactions=interactions, items=items)))
+    assert "null" in set(made.interactions["reviewer_id"])
+    assert {"NA", "None"} <= set(made.catalog["asin"]) and "N/A" in set(made.catalog["title"])
+
+
+def test_columns_may_have_other_names_and_others_beside_them(tmp_path):
+    interactions, items = own_tables()
+    interactions = interactions.rename(columns={"user": "customer", "timestamp": "when"}).assign(price=3)
+    root = write_tables(tmp_path / "s", interactions=interactions, items=items.rename(columns={"title": "name"}))
+    columns = {"user": "customer", "timestamp": "when", "title": "name"}
+    assert len(raw_data.prepare(str(root), columns=columns).catalog) == 4
+
+
+def test_a_raw_dir_elsewhere(tmp_path):
+    write_tables(tmp_path / "elsewhere")
+    made = raw_data.prepare(str(tmp_path / "my_store"), raw_dir=tmp_path / "elsewhere" / "raw")
+    assert made.paths.catalog == tmp_path / "my_store" / "catalog.parquet"
+
+
+def test_a_missing_column_is_named(tmp_path):
+    root = write_tables(tmp_path / "s", interactions=own_tables()[0].rename(columns={"user": "customer"}))
+    with pytest.raises(ValueError, match=r"interactions.csv has no column 'user': it has customer, item, timestamp"):
+        raw_data.prepare(str(root))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no interactions.csv or interactions.parquet in"):
+        raw_data.prepare(str(tmp_path / "nothing"))
+
+
+def test_a_misspelt_column_role(tmp_path):
+    with pytest.raises(ValueError, match="unknown column role 'usr': did you mean 'user'"):
+        raw_files.read_tables(tmp_path, {"usr": "customer"})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [SECONDS, SECONDS + 86_400],
+        [SECONDS * 1000 + 7, (SECONDS + 86_400) * 1000],
+        [SECONDS * 1_000_000_000, (SECONDS + 86_400) * 1_000_000_000],
+        [float(SECONDS), float(SECONDS + 86_400)],
+        [str(SECONDS), str(SECONDS + 86_400)],
+        ["2014-07-23", "2014-07-24"],
+        ["2014-07-23T00:00:00Z", "2014-07-24T02:00:00+02:00"],
+        pd.to_datetime(["2014-07-23", "2014-07-24"]),
+    ],
+    ids=["seconds", "milliseconds", "nanoseconds", "floats", "text", "dates", "zones", "datetimes"],
+)
+def test_timestamps_become_seconds(values):
+    seconds = raw_files.to_seconds(pd.Series(values))
+    assert seconds.tolist() == [SECONDS, SECONDS + 86_400]
+    assert seconds.dtype == "int64"
+
+
+@pytest.mark.parametrize("values", [["2014-07-23", "soon"], [SECONDS, None], ["12", "later"]])
+def test_a_timestamp_that_cannot_be_read_is_shown(values):
+    with pytest.raises(ValueError, match=r"timestamp .* in row 2 of the interactions cannot be read"):
+        raw_files.to_seconds(pd.Series(values))
+
+
+def test_a_missing_user_is_an_error(tmp_path):
+    interactions, _ = own_tables()
+    interactions.loc[3, "user"] = None
+    with pytest.raises(ValueError, match=r"row 4 of interactions.csv has no 'user'"):
+        raw_data.prepare(str(write_tables(tmp_path / "s", interactions=interactions)))
+
+
+CONTENT = bytes(range(256)) * 40
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT, with ranges; the path says how it misbehaves."""
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.server.ranges.append(wanted)
+        if "missing" in self.path:
+            return self.send_error(404)
+        start = int(wanted.split("=")[1].rstrip("-")) if wanted and "norange" not in self.path else 0
+        if start >= len(CONTENT):
+            return self.send_error(416)
+        body = CONTENT[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if "cut" in self.path else body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def host():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.ranges = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(host, path, folder=""):
+    return raw_files.fetch(path, progress=False, addresses=(f"http://127.0.0.1:{host.server_port}/{folder}",))
+
+
+def test_a_file_is_fetched_under_its_own_name(host, tmp_path):
+    path = fetch(host, tmp_path / "raw" / "meta_Beauty.json.gz")
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_broken_connection_is_resumed(host, tmp_path):
+    path = tmp_path / "meta_Beauty.json.gz"
+    with pytest.raises(FileNotFoundError, match="bytes came"):
+        fetch(host, path, "cut/")
+    assert not path.exists(), "half a file never lies under the final name"
+    half = (tmp_path / "meta_Beauty.json.gz.part").stat().st_size
+    assert 0 < half < len(CONTENT)
+    assert fetch(host, path).read_bytes() == CONTENT
+    assert host.ranges[-1] == f"bytes={half}-"
+
+
+def test_a_host_without_ranges_starts_again(host, tmp_path):
+    path = tmp_path / "meta_Beauty.json.gz"
+    path.with_name(path.name + ".part").write_bytes(b"old half")
+    assert fetch(host, path, "norange/").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("part", [b"", CONTENT + b"!"], ids=["nothing there yet", "a part longer than the file"])
+def test_the_next_host_is_tried(host, tmp_path, part):
+    """A part that the host has nothing beyond of (416) would have been asked for again for ever."""
+    base = f"http://127.0.0.1:{host.server_port}/"
+    path = tmp_path / "meta_Beauty.json.gz"
+    path.with_name(path.name + ".part").write_bytes(part)
+    assert raw_files.fetch(path, False, (base + ("" if part else "missing/"), base)).read_bytes() == CONTENT
+
+
+def test_offline_says_which_file_to_put_where(monkeypatch, tmp_path):
+    monkeypatch.setattr(raw_files, "ADDRESSES", ("http://127.0.0.1:9/",))  # nobody listens there
+    with pytest.raises(
+        FileNotFoundError, match=r"reviews_Beauty_5.json.gz is missing .* put it in raw, or set RAW_DIR"
+    ):
+        raw_data.prepare("beauty", data_dir=tmp_path, progress=False)

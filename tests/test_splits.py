@@ -1,7 +1,5 @@
 """The leave-last-out split against hand-worked users, the primer's example, and a row-by-row build."""
 
-import dataclasses
-import doctest
 import random
 
 import numpy as np
@@ -9,7 +7,7 @@ import pandas as pd
 import pytest
 from test_prompts import PRIMER_TITLES, PRIMER_TRAINING_TEXT
 
-from gloss_utils import prompts, raw_data, splits
+from gloss_utils import prompts, splits
 
 # The asins that the primer lists for its example user, in time order.
 PRIMER_ASINS = ["B007IY97U0", "B00870XLDS", "B008MIRO88", "B00BQYYMN0", "B00GRTQBTM", "B000052YU"]
@@ -91,15 +89,6 @@ def test_splits_equal_a_row_by_row_build(prepared):
     for name, expected in (("validation", validation), ("test", test)):
         rows = [(row["reviewer_id"], row["seen_asins"], row["asin"]) for row in built[name]]
         assert rows == expected
-
-
-def test_blocks_of_users_join_without_a_seam(prepared, monkeypatch):
-    monkeypatch.setattr(splits, "BLOCK_USERS", 7)
-    built = splits.build_splits(prepared.interactions, prepared.catalog)
-    assert built["test"].to_dict() == prepared.splits["test"].to_dict()
-    task = splits.load_task(dataclasses.replace(prepared, splits=built))
-    whole = splits.load_task(prepared)
-    assert [seen.tolist() for seen in task.seen_items] == [seen.tolist() for seen in whole.seen_items]
 
 
 def test_a_user_with_two_items_is_refused(toy):
@@ -207,32 +196,6 @@ def test_item_numbers(toy):
     assert toy.item_numbers(["a7", "nope", "a1"]).tolist() == [6, -1, 0]
 
 
-@pytest.mark.real_data
-def test_beauty_comes_out_as_the_paper_counts_it(real_raw_dir, tmp_path):
-    beauty = raw_data.prepare("beauty", raw_dir=real_raw_dir, data_dir=tmp_path, progress=False)
-    assert beauty.interactions["reviewer_id"].nunique() == 22_363
-    assert len(beauty.catalog) == 12_094
-    assert len(beauty.splits["validation"]) == 1_118  # as the primer prints
-    # The primer's example user is the first one, and her training text is the printed one.
-    assert beauty.splits["train"][0]["text"] == PRIMER_TRAINING_TEXT
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(splits).failed == 0
-
-
-@pytest.mark.parametrize("flaw", ["another store", "a sample", "shuffled ties"])
-def test_only_a_whole_real_category_may_be_kept_as_measured(toy, flaw):
-    """Notebook 06 put the segments of any data set, also of a sample of users, among the results on real data."""
-    report = pd.DataFrame({"step": ["rows read"]})
-    whole = dataclasses.replace(
-        toy, dataset="beauty", report=report, interactions=splits.order_ties(toy.interactions, "asin")
-    )
-    splits.require_whole_category(whole)
-    flawed = {
-        "another store": dataclasses.replace(whole, dataset="sample"),
-        "a sample": dataclasses.replace(whole, report=pd.DataFrame({"step": ["a sample of 3 users"]})),
-        "shuffled ties": dataclasses.replace(whole, interactions=whole.interactions.iloc[::-1]),
-    }
-    with pytest.raises(ValueError, match="it takes one of beauty, toys, sports, all users"):
-        splits.require_whole_category(flawed[flaw])
+def test_the_followed_user_is_found_or_the_first_one_taken(toy):
+    task = splits.load_task(toy)
+    assert [splits.followed_user(task, name) for name in ("u3", "u77", "")] == [2, 0, 0]
