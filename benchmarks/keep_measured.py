@@ -5,8 +5,8 @@
 
 Takes the test rows of the category's results.csv and its per-user metrics, and writes into data/
 - measured_results.csv: the rows as they are;
-- measured_segments.csv: each of the training-free systems by length of history (chapter 06);
-- measured_pairs.csv: the same systems against GLoSS's published ranks, user by user (chapter 08).
+- measured_segments.csv: `SYSTEMS` and GLoSS's published ranks by length of history (chapter 06);
+- measured_pairs.csv: `SYSTEMS` against GLoSS's published ranks, user by user (chapter 08).
 
 Rows of the same system are replaced, all others stay.
 """
@@ -16,6 +16,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from gloss_utils import metrics, segments
@@ -55,15 +56,19 @@ def published_ranks(dataset: str) -> pd.DataFrame:
     return pd.read_csv(DATA / "published_ranks" / f"ranks_{dataset}.csv.gz")
 
 
-def pair(ours: pd.DataFrame, ranks: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Our per-user metrics against a published column, on the users of both, with what the better of the two gets."""
-    theirs = metrics.score_ranks(ranks[column], ks=(5,), reviewer_ids=ranks["reviewer_id"])
-    ours = ours[ours["reviewer_id"].isin(theirs["reviewer_id"])].reset_index(drop=True)
-    theirs = theirs.set_index("reviewer_id").loc[ours["reviewer_id"]].reset_index()
-    table = metrics.compare(ours[["reviewer_id", "recall@5", "ndcg@5"]], theirs)
-    either = ours[["recall@5", "ndcg@5"]].combine(theirs[["recall@5", "ndcg@5"]], lambda a, b: a.where(a > b, b))
-    both = ours["recall@5"] * theirs["recall@5"]
-    return table.assign(better=either.mean().to_numpy(), both=both.mean())
+def on_users(per_user: pd.DataFrame, reviewer_ids) -> pd.DataFrame:
+    """The rows of these users, in their order; users without a row are left out."""
+    per_user = per_user.set_index("reviewer_id")[["recall@5", "ndcg@5"]]
+    return per_user.loc[[user for user in reviewer_ids if user in per_user.index]].reset_index()
+
+
+def pair(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """The paired difference on the users of both, and what the better list of each user would get."""
+    ours = on_users(ours, theirs["reviewer_id"])
+    theirs = on_users(theirs, ours["reviewer_id"])
+    a, b = (table[["recall@5", "ndcg@5"]] for table in (ours, theirs))
+    both = (a["recall@5"] * b["recall@5"]).mean()
+    return metrics.compare(ours, theirs).assign(better=np.maximum(a, b).mean().to_numpy(), both=both)
 
 
 def keep(path: Path, rows: pd.DataFrame, keys: list[str], command: str, note: str) -> None:
@@ -84,22 +89,28 @@ def keep_dataset(prepared: Prepared, models: list[str] | None, command: str, not
     if rows.empty:
         sys.exit(f"no test rows of {models or dataset} in results.csv: run the notebooks first")
     keep(metrics.MEASURED, rows, RESULT_KEYS[:-1], **provenance)
-    task, ranks = load_task(prepared), published_ranks(dataset)
-    segment = segments.assign(segments.history_lengths(prepared, task.reviewer_ids), segments.thresholds_for(dataset))
+    reviewer_ids, ranks = load_task(prepared).reviewer_ids, published_ranks(dataset)
+    published = {
+        name: metrics.score_ranks(ranks[column], ks=(5,), reviewer_ids=ranks["reviewer_id"])
+        for name, column in PUBLISHED.items()
+    }
+    ours = {
+        name_system(system): metrics.load_metrics(prepared, "test", system)
+        for system in SYSTEMS
+        if prepared.paths.metrics("test", system.name).exists()
+    }
+    print("measured here:", *ours, sep="\n  ")
     by_segment, pairs = [], []
-    for system in SYSTEMS:
-        if not prepared.paths.metrics("test", system.name).exists():
-            print(f"not measured here: {name_system(system)}")
-            continue
-        per_user = metrics.load_metrics(prepared, "test", system).set_index("reviewer_id")
-        per_user = per_user.loc[task.reviewer_ids].reset_index()
-        about = {"dataset": dataset, "system": name_system(system)}
-        by_segment.append(segments.by_segment(per_user, segment).assign(**about))
-        pairs += [pair(per_user, ranks, column).assign(published=name, **about) for name, column in PUBLISHED.items()]
-    if by_segment:
-        keep(
-            DATA / "measured_segments.csv", pd.concat(by_segment)[SEGMENT_COLUMNS], SEGMENT_COLUMNS[:2], **provenance
-        )
+    for name, per_user in (ours | {f"{name}, published": table for name, table in published.items()}).items():
+        per_user = on_users(per_user, reviewer_ids)
+        lengths = segments.history_lengths(prepared, per_user["reviewer_id"])
+        segment = segments.assign(lengths, segments.thresholds_for(dataset))
+        by_segment.append(segments.by_segment(per_user, segment).assign(dataset=dataset, system=name))
+    for name, per_user in ours.items():
+        for other, table in published.items():
+            pairs.append(pair(per_user, table).assign(dataset=dataset, system=name, published=other))
+    keep(DATA / "measured_segments.csv", pd.concat(by_segment)[SEGMENT_COLUMNS], SEGMENT_COLUMNS[:2], **provenance)
+    if pairs:
         keep(DATA / "measured_pairs.csv", pd.concat(pairs)[PAIR_COLUMNS], PAIR_COLUMNS[:3], **provenance)
 
 
