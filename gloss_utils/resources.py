@@ -33,14 +33,6 @@ LLAMAS = {
     "llama-3.2-3b": (3072, 28, 24, 8192, True, 24, 5.5),
     "llama-3.1-8b": (4096, 32, 32, 14336, False, 42, 9.0),
 }
-PARTS = (
-    "projections, 4 bit",
-    "embeddings, head, norms",
-    "adapter and AdamW",
-    "kept activations",
-    "one layer at work",
-    "logits",
-)
 
 
 def has_fast_bf16() -> bool:
@@ -180,24 +172,19 @@ def estimate_memory(config: LlamaConfig, rank: int = 16, batch_size: int = 4, to
         One figure per part, and `total`. Not in it: the CUDA context (0.3 to 0.6 GB) and fragmentation.
     """
     counts = count_parameters(config, rank)
-    positions = batch_size * tokens
-    # Checkpointing keeps each layer's input, and recomputes one layer at a time: its largest tensors are the
-    # MLP's gate, up, their product, and the gradients of these. One projection at a time is unpacked to bf16.
-    layer_inputs = positions * config.hidden_size * config.num_hidden_layers * BF16_BYTES
-    one_layer = positions * (6 * config.intermediate_size + 8 * config.hidden_size) * BF16_BYTES
-    unpacked = config.hidden_size * config.intermediate_size * BF16_BYTES
-    # A fused loss writes the logits in chunks; so one text's worth, in fp32, with its gradient.
-    logits = 2 * tokens * config.vocab_size * 4
-    sizes = (
-        counts["projections"] * NF4_BYTES,
-        counts["other"] * BF16_BYTES,
-        counts["adapter"] * ADAMW_BYTES,
-        layer_inputs,
-        one_layer + unpacked,
-        logits,
-    )
-    parts = {name: size / GB for name, size in zip(PARTS, sizes)}
-    return {**parts, "total": sum(parts.values())}
+    positions, hidden, mlp = batch_size * tokens, config.hidden_size, config.intermediate_size
+    parts = {
+        "projections, 4 bit": counts["projections"] * NF4_BYTES,
+        "embeddings, head, norms": counts["other"] * BF16_BYTES,
+        "adapter and AdamW": counts["adapter"] * ADAMW_BYTES,
+        # Checkpointing keeps each layer's input, and recomputes one layer at a time: its largest tensors are the
+        # MLP's gate, up, their product, and the gradients of these. One projection at a time is unpacked to bf16.
+        "kept activations": positions * hidden * config.num_hidden_layers * BF16_BYTES,
+        "one layer at work": (positions * (6 * mlp + 8 * hidden) + hidden * mlp) * BF16_BYTES,
+        # A fused loss writes the logits in chunks; so one text's worth, in fp32, with its gradient.
+        "logits": 2 * tokens * config.vocab_size * 4,
+    }
+    return {name: size / GB for name, size in parts.items()} | {"total": sum(parts.values()) / GB}
 
 
 def memory_table(rank: int = 16, batch_size: int = 4, tokens: int = 1024) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Fine-tuning: what the model reads and is asked for, the same path for every base, and runs that survive a kill."""
 
-import inspect
 import json
 import os
 import pickle
@@ -15,9 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import transformers
-from peft import LoraConfig, get_peft_model
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig
 
 from gloss_utils import finetuning, language_models, prompts, resources, tiny_llama
 from gloss_utils.finetuning import TrainingSettings
@@ -36,7 +34,7 @@ def tokenizer():
 
 @pytest.fixture
 def shop(toy):
-    """The toy shop with a base model grown on its seven items."""
+    """The toy shop with a base model pretrained on its seven items."""
     tiny_llama.pretrain_base(toy.catalog["text"], toy.paths.base_model("tiny-llama"), SMALL)
     return toy
 
@@ -88,7 +86,7 @@ def test_dropping_the_oldest_items_keeps_the_instruction(tokenizer):
 
 @pytest.mark.parametrize("truncation", ["left", "oldest"])
 @pytest.mark.parametrize("limit", range(2, 40, 3))
-def test_no_text_is_longer_than_the_limit_and_each_ends_with_eos(tokenizer, truncation, limit):
+def test_no_text_is_longer_than_the_limit(tokenizer, truncation, limit):
     settings = TrainingSettings(max_seq_length=limit, truncation=truncation)
     row = finetuning.tokenize_text(TEXT, tokenizer, settings)
     assert len(row["input_ids"]) == len(row["labels"]) <= limit
@@ -103,14 +101,14 @@ def test_a_text_that_is_not_in_the_template_is_one_sentence(tokenizer):
 def test_a_short_last_batch_stays_the_last(texts):
     """It was shuffled into the middle, and every batch behind it was made of two groups of lengths."""
     lengths = torch.randperm(texts, generator=torch.Generator().manual_seed(3)).tolist()
-    order = list(finetuning.SeededOrder(lengths, batch_size=8, by_length=True, seed=1))
+    order = list(finetuning.SeededOrder(lengths, batch_size=8, seed=1))
     spreads = [max(batch) - min(batch) for batch in np.split(np.array(lengths)[order], range(8, texts, 8))[:-1]]
     assert max(spreads) < texts / 4
 
 
 def test_order_by_length_is_a_seeded_permutation_with_little_padding():
     lengths = [(7 * number) % 101 for number in range(400)]
-    order = finetuning.SeededOrder(lengths, batch_size=8, by_length=True, seed=1)
+    order = finetuning.SeededOrder(lengths, batch_size=8, seed=1)
     first = list(order)
     assert sorted(first) == list(range(400)) and first == list(order)
     order.set_epoch(1)
@@ -119,8 +117,7 @@ def test_order_by_length_is_a_seeded_permutation_with_little_padding():
     def padded(rows):
         return sum(8 * max(lengths[row] for row in rows[start : start + 8]) for start in range(0, 400, 8))
 
-    shuffled = list(finetuning.SeededOrder(lengths, 8, by_length=False, seed=1))
-    assert padded(first) < 0.8 * padded(shuffled)
+    assert padded(first) < 0.8 * padded(range(400))
 
 
 @pytest.mark.parametrize("wrong", [{"method": "qlor"}, {"truncation": "right"}, {"loss_on": "x"}, {"order": "y"}])
@@ -129,21 +126,50 @@ def test_misspelt_setting_lists_the_choices(wrong):
         TrainingSettings(**wrong)
 
 
-def test_keyword_arguments_exist_in_the_pinned_versions():
-    ours = finetuning.trainer_arguments(TrainingSettings(), "somewhere")
-    assert set(ours) <= set(inspect.signature(SFTConfig).parameters)
-    assert {"model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks"} <= set(
-        inspect.signature(SFTTrainer).parameters
-    )
-    assert {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "task_type"} <= set(
-        inspect.signature(LoraConfig).parameters
-    )
-    config = transformers.BitsAndBytesConfig(**language_models.nf4_options(torch.float32))
-    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
-    assert "low_cpu_mem_usage" in inspect.signature(get_peft_model).parameters
-    assert {"model", "inputs", "return_outputs", "num_items_in_batch"} <= set(
-        inspect.signature(transformers.Trainer.compute_loss).parameters
-    )
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},  # trained one step, and replaced a good adapter
+        {"rank": 0},
+        {"batch_size": 0},
+        {"patience": 0},
+        {"max_seq_length": 1},
+        {"max_steps": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"dropout": 1.0},
+        {"user_share": 0.0},
+        {"user_share": 1.5},
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_runs(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*: it must"):
+        TrainingSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps", "every"),
+    [
+        ({}, 30, 10),  # 19 texts, 2 per step, 3 epochs; once per epoch
+        ({"evaluations": 4}, 30, 7),
+        ({"max_steps": 12, "evaluations": 3}, 12, 4),
+        ({"max_steps": 1000}, 30, 10),
+        ({"gradient_accumulation": 4}, 9, 3),
+    ],
+)
+def test_steps_and_evaluations_are_known_beforehand(changed, steps, every):
+    settings = replace(QUICK, epochs=3, **changed)
+    arguments = SFTConfig(**finetuning.trainer_arguments(settings, "somewhere", num_texts=19))
+    assert (arguments.max_steps, arguments.eval_steps, arguments.save_steps) == (steps, every, every)
+
+
+def test_validation_users_are_a_seeded_sample(prepared):
+    some = finetuning.choose_texts(prepared, "validation", replace(QUICK, validation_users=5))
+    texts = prepared.splits["validation"]["text"][:]
+    assert len(some) == 5 and set(some) <= set(texts)
+    assert some == finetuning.choose_texts(prepared, "validation", replace(QUICK, validation_users=5))
+    assert finetuning.choose_texts(prepared, "validation", QUICK) == texts
+    assert len(finetuning.choose_texts(prepared, "train", replace(QUICK, user_share=0.1))) < len(texts) * 10
 
 
 def test_the_defaults_are_the_papers():
@@ -152,6 +178,11 @@ def test_the_defaults_are_the_papers():
     assert (paper.epochs, paper.batch_size, paper.gradient_accumulation, paper.patience) == (10, 4, 4, 3)
     assert (paper.warmup_steps, paper.weight_decay, paper.max_seq_length) == (300, 0.01, 1024)
     assert (paper.truncation, paper.loss_on, paper.add_eos, paper.method) == ("left", "text", True, "qlora")
+
+
+def test_four_bits_as_in_qlora():
+    config = language_models.nf4_config(torch.float32)
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
 
 
 def test_auto_engine_without_a_gpu_says_why(monkeypatch):
@@ -181,7 +212,7 @@ def test_the_unsloth_path_asks_for_the_same_adapter(monkeypatch):
     stand_in = types.SimpleNamespace(get_peft_model=lambda model, **options: asked.update(options) or model)
     monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=stand_in))
     monkeypatch.setattr(language_models, "choose_engine", lambda engine: ("unsloth", "a test"))
-    finetuning.add_adapter(object(), TrainingSettings(rank=8))
+    language_models.add_adapter(object(), rank=8)
     assert asked["r"] == 8 and asked["lora_alpha"] == 16 and asked["bias"] == "none"
     assert asked["target_modules"] == list(resources.PROJECTIONS)
 
@@ -198,19 +229,19 @@ def test_names_of_models(toy, tmp_path):
     with pytest.raises(FileNotFoundError, match="run notebook 03"):
         language_models.locate("tiny-llama", toy.paths)
     with pytest.raises(FileNotFoundError, match="run notebook 03"):
-        finetuning.load_finetuned(toy.paths, "tiny-llama")
+        language_models.load_finetuned(toy.paths, "tiny-llama")
 
 
 def test_a_llama_without_a_network_says_what_to_do(toy, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"hf download.*MODEL=tiny-llama") as caught:
-        finetuning.load_base("llama-3.2-1b", toy.paths)
+        language_models.load_base("llama-3.2-1b", toy.paths)
     assert "\n" not in str(caught.value)
 
 
 def test_a_mistyped_model_directory_says_what_to_do(toy):
     with pytest.raises(FileNotFoundError, match=r"model '\./models/typo/dir' is not on this disk") as caught:
-        finetuning.load_base("./models/typo/dir", toy.paths)
+        language_models.load_base("./models/typo/dir", toy.paths)
     assert "\n" not in str(caught.value)
 
 
@@ -225,7 +256,7 @@ def test_a_mistyped_model_directory_says_what_to_do(toy):
 def test_a_model_is_loaded_with_the_engine_that_trained_it(monkeypatch, recorded, gpu, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(language_models.importlib.util, "find_spec", lambda name: object())
-    assert finetuning.engine_of({"engine": [recorded, "a reason"]}) == expected
+    assert language_models.engine_of({"engine": [recorded, "a reason"]}) == expected
 
 
 @pytest.mark.parametrize(("engine", "expected"), [("auto", "transformers"), ("unsloth", "unsloth")])
@@ -233,17 +264,18 @@ def test_auto_follows_the_run_and_a_name_does_not(toy, monkeypatch, engine, expe
     """With a GPU and Unsloth here, a run of transformers was loaded with Unsloth."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(language_models.importlib.util, "find_spec", lambda name: object())
-    run = {"model": "tiny-llama", "settings": {"method": "full"}, "engine": ["transformers", "asked for"]}
+    settings = {"method": "full", "max_seq_length": 1024}
+    run = {"model": "tiny-llama", "settings": settings, "engine": ["transformers", "asked for"]}
     toy.paths.adapter("mine").mkdir(parents=True)
     toy.paths.run_json("mine").write_text(json.dumps(run))
     asked = []
     monkeypatch.setattr(
         language_models,
         "load",
-        lambda source, quantize, engine: asked.append(engine) or [types.SimpleNamespace()] * 2,
+        lambda source, quantize, engine, length: asked.append(engine) or [types.SimpleNamespace()] * 2,
     )
-    monkeypatch.setattr(finetuning, "for_generation", lambda model, tokenizer: (model, tokenizer))
-    finetuning.load_finetuned(toy.paths, "mine", engine)
+    monkeypatch.setattr(language_models, "for_generation", lambda model, tokenizer: (model, tokenizer))
+    language_models.load_finetuned(toy.paths, "mine", engine)
     assert asked == [expected]
 
 
@@ -257,13 +289,12 @@ def test_padding_token_is_not_eos():
 
 
 def test_four_bit_base_with_an_adapter_of_the_right_size(shop):
-    base, _ = finetuning.load_base("tiny-llama", shop.paths)
-    _, before = finetuning.count_weights(base)
-    model = finetuning.add_adapter(base, TrainingSettings(rank=4))
-    trainable, after = finetuning.count_weights(model)
+    full = AutoModelForCausalLM.from_pretrained(shop.paths.base_model("tiny-llama")).num_parameters()
+    base, _ = language_models.load_base("tiny-llama", shop.paths)
+    model = language_models.add_adapter(base, rank=4)
     attention = 2 * 4 * (64 + 64) + 2 * 4 * (64 + 32)  # q and o; k and v have half the heads
-    assert trainable == 2 * (attention + 3 * 4 * (64 + 128))
-    assert after == before + trainable
+    adapter = 2 * (attention + 3 * 4 * (64 + 128))
+    assert model.get_nb_trainable_parameters() == (adapter, full + adapter)
     projection = base.model.layers[0].mlp.gate_proj.base_layer.weight
     assert projection.dtype == torch.uint8 and projection.numel() == 64 * 128 // 2
     assert all("lora_" in name for name, weight in model.named_parameters() if weight.requires_grad)
@@ -279,10 +310,10 @@ def test_finetune_lowers_the_loss_and_everything_needed_later_is_saved(shop):
     assert (train["step_seconds"] > 0).all() and (train["resident_mib"] > 50).all()
     run = json.loads(shop.paths.run_json("tiny-llama").read_text())
     assert run["settings"]["learning_rate"] == 5e-3 and run["versions"]["trl"] and len(run["data_fingerprint"]) == 16
-    assert run["best_step"] == 8
+    assert run["best_step"] == run["steps"] == 8 and run["trainable_parameters"] < run["all_parameters"] / 2
     assert not (shop.paths.model("tiny-llama") / "checkpoints").exists()
 
-    model, tokenizer = finetuning.load_finetuned(shop.paths, "tiny-llama")
+    model, tokenizer = language_models.load_finetuned(shop.paths, "tiny-llama")
     assert not model.training
     assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == model.generation_config.eos_token_id
@@ -291,7 +322,7 @@ def test_finetune_lowers_the_loss_and_everything_needed_later_is_saved(shop):
 def test_loaded_model_is_the_trained_one(shop):
     """The validation loss of the model loaded from disk is the one in the log."""
     log = finetuning.finetune(shop, "tiny-llama", QUICK)
-    model, tokenizer = finetuning.load_finetuned(shop.paths, "tiny-llama")
+    model, tokenizer = language_models.load_finetuned(shop.paths, "tiny-llama")
     row = finetuning.tokenize_text(shop.splits["validation"]["text"][0], tokenizer, QUICK)
     ids = torch.tensor([row["input_ids"]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=resources.has_fast_bf16()):
@@ -304,14 +335,14 @@ def test_other_methods_train_and_load(shop, method):
     log = finetuning.finetune(shop, "tiny-llama", TrainingSettings(**{**vars(QUICK), "method": method}))
     validation = log.loc[log["split"] == "validation", "loss"]
     assert validation.iloc[-1] < validation.iloc[0]
-    model, _ = finetuning.load_finetuned(shop.paths, "tiny-llama")
+    model, _ = language_models.load_finetuned(shop.paths, "tiny-llama")
     assert not any(weight.dtype == torch.uint8 for weight in model.parameters())
 
 
 def test_gradients_still_reach_the_first_layer_after_an_evaluation(shop):
     """bitsandbytes repacked the weights at the first evaluation on a CPU, and the base stopped passing gradients."""
-    base, tokenizer = finetuning.load_base("tiny-llama", shop.paths)
-    model = finetuning.add_adapter(base, QUICK)
+    base, tokenizer = language_models.load_base("tiny-llama", shop.paths)
+    model = language_models.add_adapter(base, QUICK.rank, QUICK.alpha)
     language_models.keep_trainable(model)
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
 
@@ -345,32 +376,16 @@ def test_early_stopping_keeps_the_best_step(shop):
     assert run["best_step"] < run["steps"]
 
 
-def test_time_limit_plans_fewer_steps(shop):
-    settings = TrainingSettings(**{**vars(QUICK), "epochs": 10**6, "minutes": 0.03, "evaluations": 2, "patience": 100})
-    started = time.monotonic()
-    log = finetuning.finetune(shop, "tiny-llama", settings)
-    assert time.monotonic() - started < 60
-    assert (log["split"] == "validation").any() and log["step"].max() < 10**5
-
-
-def test_a_resumed_run_keeps_the_plan_of_the_first(shop, tmp_path):
-    """A plan made from the machine's speed, made twice, would change the learning rate in the middle."""
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"max_steps": 77, "save_steps": 11}))
-    trainer = types.SimpleNamespace(args=types.SimpleNamespace(max_steps=5, eval_steps=1, save_steps=1))
-    finetuning.follow_plan(trainer, str(tmp_path))
-    assert vars(trainer.args) == {"max_steps": 77, "eval_steps": 11, "save_steps": 11}
-
-
-def test_a_half_written_checkpoint_is_left_aside(tmp_path):
+def test_a_half_written_checkpoint_is_left_aside(toy):
     """A run killed while it saved could not be resumed: its newest checkpoint had no trainer state."""
-    assert finetuning.last_checkpoint(tmp_path / "none yet") is None
+    assert finetuning.last_checkpoint(toy.paths, "none yet") is None
+    folder = toy.paths.model("mine") / "checkpoints"
     for step, state in ((4, '{"max_steps": 8}'), (6, '{"max_st'), (8, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
         if state:
-            (folder / "trainer_state.json").write_text(state)
-    assert finetuning.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+            (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert finetuning.last_checkpoint(toy.paths, "mine") == str(folder / "checkpoint-4")
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-4"]
 
 
 KILLED_RUN = """
@@ -378,7 +393,7 @@ import pickle, sys
 import torch
 torch.set_num_threads(1)
 from gloss_utils import finetuning
-from gloss_utils.training_texts import TrainingSettings
+from gloss_utils.finetuning import TrainingSettings
 prepared = pickle.load(open(sys.argv[1], "rb"))
 finetuning.finetune(prepared, "tiny-llama", TrainingSettings(**eval(sys.argv[2])))
 """
@@ -393,55 +408,58 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_a_run_is_not_resumed_with_other_settings_base_or_data(shop):
-    """A resumed run took the old weights and wrote the new settings down, without a word."""
-    stamp = shop.paths.model("tiny-llama") / "checkpoints" / "run.json"
-    finetuning.stamp_run(stamp, shop, "tiny-llama", QUICK)
-    finetuning.stamp_run(stamp, shop, "tiny-llama", replace(QUICK, minutes=5.0, patience=9))
-    with pytest.raises(ValueError, match="had loss_on 'text', this one has 'answer': set it back"):
-        finetuning.stamp_run(stamp, shop, "tiny-llama", replace(QUICK, loss_on="answer"))
-    tiny_llama.pretrain_base(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
-    assert not finetuning.can_resume(shop.paths, "tiny-llama")
-    checkpoint = stamp.parent / "checkpoint-1"
-    checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text("{}")
-    with pytest.raises(ValueError, match="had base_weights"):
-        finetuning.finetune(shop, "tiny-llama", QUICK, resume=True)
-
-
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop):
-    """Only its stamp was there: a base grown again differed from it, and the run was refused for nothing."""
-    finetuning.stamp_run(shop.paths.model("tiny-llama") / "checkpoints" / "run.json", shop, "tiny-llama", QUICK)
-    tiny_llama.pretrain_base(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
-    assert len(finetuning.finetune(shop, "tiny-llama", QUICK, resume=True))
-
-
 class StoppedShort(Exception):
     """What a test raises in the place of a kill."""
 
 
-def test_patience_survives_a_kill(shop, monkeypatch):
-    """A resumed run forgot how often the validation loss had not fallen, and went on longer than the first would."""
-    settings = replace(QUICK, epochs=12, evaluations=12, patience=3, learning_rate=0.0)  # it never gets better
-    whole = finetuning.finetune(shop, "tiny-llama", settings)
-    looks = whole[whole["split"] == "validation"]
-    assert 4 <= len(looks) < 12, "it must stop early, and not at the first chance"
+def stop_at(monkeypatch, shop, settings: TrainingSettings, step: int) -> None:
+    """Begin a run and cut it off behind a step, after its checkpoint if it has one there."""
 
     def stop(self, args, state, control, **kwargs):
-        if state.global_step == looks["step"].iloc[-2]:
+        if state.global_step == step + 1:
             raise StoppedShort
 
     with monkeypatch.context() as patched, pytest.raises(StoppedShort):
-        patched.setattr(finetuning.TrainingLog, "on_save", stop)
+        patched.setattr(finetuning.TrainingLog, "on_step_end", stop)
         finetuning.finetune(shop, "tiny-llama", settings)
+
+
+def test_a_run_is_not_resumed_with_other_settings_base_or_data(shop, monkeypatch):
+    """A resumed run took the old parameters and wrote the new settings down, without a word."""
+    stop_at(monkeypatch, shop, QUICK, step=2)
+    with pytest.raises(ValueError, match="had loss_on 'text', this one has 'answer': set it back"):
+        finetuning.finetune(shop, "tiny-llama", replace(QUICK, loss_on="answer"), resume=True)
+    fewer = replace(shop, splits=shop.splits | {"train": shop.splits["train"].select([0, 1])})
+    with pytest.raises(ValueError, match="had data_fingerprint"):
+        finetuning.finetune(fewer, "tiny-llama", QUICK, resume=True)
+    tiny_llama.pretrain_base(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
+    with pytest.raises(ValueError, match="had base_fingerprint"):
+        finetuning.finetune(shop, "tiny-llama", QUICK, resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop, monkeypatch):
+    """Only its stamp was there: a base pretrained again differed from it, and the run was refused for nothing."""
+    stop_at(monkeypatch, shop, QUICK, step=1)
+    tiny_llama.pretrain_base(shop.catalog["text"], shop.paths.base_model("tiny-llama"), replace(SMALL, seed=7))
+    assert len(finetuning.finetune(shop, "tiny-llama", QUICK, resume=True))
+
+
+def test_patience_survives_a_kill(shop, monkeypatch):
+    """A resumed run forgot how often the validation loss had not fallen, and went on longer than the first would."""
+    settings = replace(QUICK, epochs=12, evaluations=12, patience=3, learning_rate=1e-12)  # it never gets better
+    whole = finetuning.finetune(shop, "tiny-llama", settings)
+    evaluated = whole.loc[whole["split"] == "validation", "step"]
+    assert 4 <= len(evaluated) < 12, "it must stop early, and not at the first chance"
+    stop_at(monkeypatch, shop, settings, step=evaluated.iloc[-2])
     resumed = finetuning.finetune(shop, "tiny-llama", settings, resume=True)
     assert resumed["step"].max() == whole["step"].max()
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path, one_thread):
+@pytest.mark.parametrize("order", ["by_length", "shuffled"])
+def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path, one_thread, order):
     """SIGKILL between two checkpoints; the resumed log equals that of a run that was left alone."""
-    settings = TrainingSettings(**{**vars(QUICK), "epochs": 40, "order": "by_length", "patience": 100})
+    settings = TrainingSettings(**{**vars(QUICK), "epochs": 20, "evaluations": 4, "order": order})
     whole = finetuning.finetune(shop, "tiny-llama", settings)
     (tmp_path / "prepared.pickle").write_bytes(pickle.dumps(shop))
     arguments = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "prepared.pickle"), repr(vars(settings))]
@@ -459,3 +477,13 @@ def test_a_killed_run_resumes_to_the_same_curve(shop, tmp_path, one_thread):
     resumed = finetuning.finetune(shop, "tiny-llama", settings, resume=True)
     columns = ["step", "split", "loss", "learning_rate"]
     pd.testing.assert_frame_equal(resumed[columns], whole[columns], rtol=1e-4)
+
+
+def test_log_of_a_killed_run_is_read_without_its_torn_line(tmp_path):
+    path = tmp_path / "training_log.csv"
+    pd.DataFrame(columns=finetuning.LOG_COLUMNS).to_csv(path, index=False)
+    with open(path, "a") as file:
+        file.write("1,0.5,train,2.5,0.001,0.1,100.0,,,300.0\n2,1.0,validation,2.25,,,,,,301.0\n3,1.5,tra")
+    log = finetuning.read_log(path)
+    assert log["step"].tolist() == [1, 2]
+    assert log["loss"].tolist() == [2.5, 2.25]
