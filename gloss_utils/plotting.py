@@ -167,7 +167,7 @@ def bars_with_intervals(
     axis.set(xlabel=xlabel, title=title)
     axis.grid(axis="y", visible=False)
     if group or reference:
-        axis.legend(fontsize=8, loc="best")
+        figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -264,7 +264,7 @@ def grouped_intervals(
     axis.set(ylabel=ylabel, title=title)
     axis.set_ylim(bottom=0)
     axis.grid(axis="x", visible=False)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
