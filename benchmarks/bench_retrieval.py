@@ -24,7 +24,7 @@ from gloss_utils.paths import PROJECT_ROOT, show, write_atomically
 from gloss_utils.retrieval import top_k
 
 SIZES = [10_000, 30_000, 100_000, 300_000, 1_000_000]
-EFFORTS = [32, 128, 512]
+EF_SEARCH = [32, 128, 512]
 NUM_QUERIES = 500
 K = 20
 NOISE = 0.5  # the length of the noise, where a title's vector has length 1
@@ -62,13 +62,13 @@ def timed(search: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
 
 
 def measure(graph, build_seconds: float, vectors: np.ndarray, queries: np.ndarray) -> list[dict]:
-    """One row for exact search and one per effort."""
+    """One row for exact search and one per efSearch."""
     exact, milliseconds = timed(lambda: search_exact(vectors, queries))
     rows = [{"engine": "exact", "recall": 1.0, "milliseconds": milliseconds}]
-    for effort in EFFORTS:
-        found, milliseconds = timed(lambda effort=effort: search_hnsw(graph, queries, K, effort).items)
+    for ef_search in EF_SEARCH:
+        found, milliseconds = timed(lambda ef=ef_search: search_hnsw(graph, queries, K, ef).items)
         recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(exact, found)])
-        rows.append({"engine": f"hnsw, effort {effort}", "recall": recall, "milliseconds": milliseconds})
+        rows.append({"engine": f"hnsw, efSearch {ef_search}", "recall": recall, "milliseconds": milliseconds})
     table = pd.DataFrame(rows).assign(items=len(vectors), build_seconds=build_seconds)
     print(table.to_string(index=False, float_format="%.3f"), flush=True)
     return table.to_dict("records")

@@ -179,11 +179,15 @@ def test_nobody_has_seen_anything():
         ({"queries_per_user": 2}, "3 queries cannot be split into 2 per user"),
         ({"seen": [[], []]}, "seen has 2 users, the hits have 1"),
         ({"query_scores": [0.0]}, "1 query_scores for 3 queries"),
+        ({"weight": math.nan}, "weight=nan: give the log-probability a share between 0 and 1"),
+        ({"hits": BY_HAND._replace(items=BY_HAND.items + 0.5)}, "hits are not item numbers with finite scores"),
+        ({"hits": BY_HAND._replace(scores=BY_HAND.scores * np.nan)}, "hits are not item numbers with finite scores"),
+        ({"seen": [[-7]]}, "seen holds something else than item numbers"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        rank_items(BY_HAND, **{"queries_per_user": 3, **arguments})
+        rank_items(**{"hits": BY_HAND, "queries_per_user": 3, **arguments})
 
 
 def test_fewer_texts_are_padded():
