@@ -23,8 +23,8 @@ import pandas as pd
 from gloss_utils import plotting, raw_data
 from gloss_utils.paths import PROJECT_ROOT, show, write_atomically
 
-BUILDS = ("vectorized", "row by row")
-FASTER = 3  # what the vectorized build must reach
+BUILDS = ("prepare", "row by row")
+FASTER = 5  # times as fast: what prepare must reach
 
 
 def read_lines(path: Path) -> list[str]:
@@ -90,7 +90,7 @@ def run_one(build: str, dataset: str, raw_dir: Path, data_dir: Path) -> dict:
 
     datasets.disable_progress_bars()
     start = time.process_time()  # of this process: the same on a busy machine
-    if build == "vectorized":
+    if build == "prepare":
         raw_data.prepare(dataset, raw_dir=raw_dir, data_dir=data_dir, progress=False)
     else:
         build_row_by_row(dataset, raw_dir, data_dir)
@@ -163,7 +163,7 @@ def main() -> None:
             for build in BUILDS if copies == 1 else BUILDS[:1]:
                 folder = Path(scratch) / build.replace(" ", "_") / str(copies)
                 measured = measure(build, dataset, source, folder)
-                if build == "vectorized":
+                if build == "prepare":
                     interactions = len(pd.read_parquet(folder / dataset / "interactions.parquet", columns=["asin"]))
                 rows.append(
                     {"dataset": dataset, "build": build, "copies": copies, "interactions": interactions} | measured
@@ -185,9 +185,9 @@ def report(table: pd.DataFrame) -> None:
     print(table.to_string(index=False, float_format="%.1f"))
     print("wrote", show(results), "and", show(figure))
     once = table[table["copies"] == 1].set_index("build")["seconds"]
-    ratio = once["row by row"] / once["vectorized"]
-    print(f"vectorized is {ratio:.1f} times as fast as row by row")
-    ours = table[table["build"] == "vectorized"]
+    ratio = once["row by row"] / once["prepare"]
+    print(f"prepare is {ratio:.1f} times as fast as row by row")
+    ours = table[table["build"] == "prepare"]
     per_row = ours["seconds"] / ours["interactions"]
     print(f"seconds per million interactions: {', '.join(f'{1e6 * value:.1f}' for value in per_row)}")
     if table["dataset"].iloc[0] == "beauty" and ratio < FASTER:

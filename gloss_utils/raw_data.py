@@ -121,7 +121,9 @@ def prepare(
     else:
         reviews, items = _read_category(dataset, raw, report, progress)
     everyone, catalog = clean(reviews, items, report)
-    interactions = order_ties(keep_users(everyone, max_users, seed), tie_order, seed)
+    interactions = keep_users(everyone, max_users, seed).reset_index(drop=True)
+    if tie_order != "asin":
+        interactions = order_ties(interactions, tie_order, seed)
     if max_users:
         report.add(f"a sample of {max_users} users", interactions, len(everyone) - len(interactions))
     splits = build_splits(interactions, catalog)

@@ -8,7 +8,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
+from datasets.fingerprint import generate_random_fingerprint
 
 from . import prompts
 from .paths import DatasetPaths, check_choice, dataset_paths
@@ -17,7 +20,7 @@ MIN_INTERACTIONS = 3  # one item to train on, one to predict, and one to hold ou
 VALIDATION_SHARE = 0.05
 VALIDATION_SEED = 42  # the authors' seed: on the same file, the same people
 TIE_ORDERS = ("asin", "shuffled", "reverse")
-HELD_OUT_COLUMNS = ("reviewer_id", "ptext", "text", "seen_asins", "asin", "asin_text")
+HELD_OUT_COLUMNS = ["reviewer_id", "ptext", "text", "seen_asins", "asin", "asin_text"]
 
 
 @dataclass(frozen=True)
@@ -145,31 +148,41 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDi
         raise ValueError(
             f"user '{short}' has {lengths.min()} interactions: a split needs {MIN_INTERACTIONS} or more per user"
         )
-    asins = interactions["asin"].tolist()
-    texts = interactions["asin"].map(catalog.set_index("asin")["text"]).tolist()
-    drawn = set(draw_validation_users(reviewer_ids))
-    train, validation, test = [], [], []
-    for user, start, stop in zip(reviewer_ids, bounds, bounds[1:]):
-        test.append(_held_out_row(user, asins[start:stop], texts[start:stop]))
-        if user in drawn:
-            stop -= 1
-            validation.append(_held_out_row(user, asins[start:stop], texts[start:stop]))
-        train.append((user, prompts.build_training_text(texts[start : stop - 1])))
-    return DatasetDict(
-        train=_to_dataset(train, ("reviewer_id", "text")),
-        validation=_to_dataset(validation, HELD_OUT_COLUMNS),
-        test=_to_dataset(test, HELD_OUT_COLUMNS),
-    )
+    asins = pa.array(interactions["asin"], pa.string())
+    items = pd.Index(catalog["asin"]).get_indexer(interactions["asin"])
+    texts = pa.array(catalog["text"], pa.string()).take(pa.array(items))
+    starts, stops = bounds[:-1], bounds[1:]
+    drawn = pd.Index(reviewer_ids).isin(draw_validation_users(reviewer_ids))
+    train = _hold_out_last(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])
+    validation = _hold_out_last(reviewer_ids[drawn], starts[drawn], stops[drawn] - 1, asins, texts)
+    test = _hold_out_last(reviewer_ids, starts, stops, asins, texts)
+    return DatasetDict(train=_to_dataset(train), validation=_to_dataset(validation), test=_to_dataset(test))
 
 
-def _held_out_row(user: str, asins: list[str], texts: list[str]) -> tuple:
-    """Hold the last item out: one row of `HELD_OUT_COLUMNS`."""
-    prompt = prompts.build_prompt(texts[:-1])
-    return user, prompt, prompt + texts[-1], asins[:-1], asins[-1], texts[-1]
+def _hold_out_last(reviewer_ids, starts, stops, asins: pa.Array, texts: pa.Array) -> pa.Table:
+    """Write one row per user: the last item of the span is the answer, those before it are the prompt.
+
+    In Arrow's columns: with `prompts.build_prompt` in a loop over the users, `prepare` is 4 times as fast as
+    row-by-row pandas instead of 6 times (Beauty), and needs 300 MiB more.
+
+    Args:
+        reviewer_ids: [U].
+        starts, stops: int64 [U], each user's span of rows in `asins` and `texts`.
+        asins, texts: of all purchases.
+    """
+    offsets = np.concatenate([[0], np.cumsum(stops - 1 - starts)])
+    before = pa.array(np.repeat(starts - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1]))
+    last, lists = pa.array(stops - 1), pa.array(offsets, pa.int32())
+    histories = pc.binary_join(pa.ListArray.from_arrays(lists, texts.take(before)), "\n")
+    ptext = pc.binary_join_element_wise(prompts.PROMPT_HEADER, histories, prompts.NEXT_ITEM, "")
+    columns = [ptext, pc.binary_join_element_wise(ptext, texts.take(last), "")]
+    columns += [pa.ListArray.from_arrays(lists, asins.take(before)), asins.take(last), texts.take(last)]
+    return pa.table([pa.array(reviewer_ids, pa.string()), *columns], names=HELD_OUT_COLUMNS)
 
 
-def _to_dataset(rows: list[tuple], columns: tuple[str, ...]) -> Dataset:
-    return Dataset.from_dict(dict(zip(columns, map(list, zip(*rows)))))
+def _to_dataset(table: pa.Table) -> Dataset:
+    # Instead of Dataset.from_dict: to hash the rows for a fingerprint takes it longer than building them took.
+    return Dataset(datasets.table.InMemoryTable(table), fingerprint=generate_random_fingerprint())
 
 
 def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Prepared:
