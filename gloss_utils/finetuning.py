@@ -309,7 +309,7 @@ def finetune(
         network = language_models.add_adapter(network, *adapter, engine)
     trainer = make_trainer(network, tokenizer, prepared, settings, checkpoints, log)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_model(trainer.model, tokenizer, paths.adapter(name))
+    language_models.save(trainer.model, tokenizer, paths.adapter(name))
     run = stamp | describe_run(trainer, engine) | {"seconds": round(time.perf_counter() - started, 1)}
     write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -363,16 +363,6 @@ def describe_run(trainer: Trainer, engine: str) -> dict:
         "best_step": state.best_global_step,
         "best_validation_loss": state.best_metric,
     }
-
-
-def save_model(model, tokenizer, folder: Path) -> None:
-    """Save the adapter (for `full`, the whole model) and the tokenizer, all or nothing."""
-
-    def write(temporary: Path) -> None:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-
-    write_atomically(folder, write)
 
 
 class TrainingLog(TrainerCallback):

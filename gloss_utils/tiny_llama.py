@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 from . import prompts, resources
-from .paths import write_atomically
+from .language_models import save
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"  # Llama-3's names
 # Text that is the same in every prompt is one token here. Llama-3 spends about 80 on the instruction and can
@@ -29,7 +29,6 @@ TEMPLATE_TOKENS = (
     "\n" + prompts.ITEM_PREFIX.rstrip(),
     prompts.ITEM_PREFIX.rstrip(),
 )
-BASE_LOG = "base_log.csv"
 MAX_POSITIONS = 2048  # longest text in tokens
 
 
@@ -168,7 +167,7 @@ def pretrain(
 
 
 def pretrain_base(texts: Sequence[str], directory: str | Path, recipe: Recipe | None = None) -> pd.DataFrame:
-    """Make tokenizer and base model from item texts, pretrain it, save both with the log; returns the log.
+    """Make tokenizer and base model from item texts, pretrain it, save both; returns the log, see `pretrain`.
 
     Args:
         texts: item texts of the catalog.
@@ -183,11 +182,5 @@ def pretrain_base(texts: Sequence[str], directory: str | Path, recipe: Recipe | 
     model = build_model(tokenizer, recipe)
     log = pretrain(model, tokenizer, texts, recipe)
 
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        log.to_csv(folder / BASE_LOG, index=False)
-        pd.Series(asdict(recipe)).to_json(folder / "recipe.json", indent=1)
-
-    write_atomically(Path(directory), write)
+    save(model, tokenizer, Path(directory))
     return log
