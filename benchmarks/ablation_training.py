@@ -2,20 +2,29 @@
 
     python benchmarks/ablation_training.py            # about 25 minutes on two cores
 
-Writes benchmarks/results/ablation.csv: group, variant, Recall@5 with its interval, best validation loss,
-trainable weights. Chapter 03 draws it.
+Writes benchmarks/results/ablation.csv: group, variant, Recall@5 with its interval, the paired difference to QLoRA
+on the same users with its interval, best validation loss, trainable parameters. Chapter 03 shows it.
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from gloss_utils import baselines, finetuning, generation, metrics, ranking, raw_data, splits, tiny_llama
+from gloss_utils import (
+    baselines,
+    finetuning,
+    generation,
+    language_models,
+    metrics,
+    ranking,
+    raw_data,
+    splits,
+    tiny_llama,
+)
+from gloss_utils.dense import encode
 from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.paths import write_atomically
 from gloss_utils.retrieval import BM25Index
@@ -29,13 +38,15 @@ SAMPLE = TrainingSettings(
     gradient_accumulation=1,
     order="by_length",
 )
+KEPT = ["group", "variant", "reviewer_id", "recall@5"]
+NUMBERS = ["best_validation_loss", "trainable_parameters"]
 NEW_TOKENS = 30  # room for any answer of the sample store
 SHORT = 80  # tokens of prompt and answer: six of seven histories of the sample store do not fit
-# (group, variant): settings. A full-precision model with all weights free wants a smaller learning rate.
+# (group, variant): settings. A full-precision model with all parameters free wants a smaller learning rate.
 VARIANTS = {
     ("stage", "QLoRA"): SAMPLE,
     ("stage", "LoRA, full precision"): replace(SAMPLE, method="lora"),
-    ("stage", "all weights"): replace(SAMPLE, method="full", learning_rate=1e-3),
+    ("stage", "all parameters"): replace(SAMPLE, method="full", learning_rate=1e-3),
     ("rank", "4"): replace(SAMPLE, rank=4, alpha=8),  # the adapter's scale is alpha / rank: 2 in all three
     ("rank", "64"): replace(SAMPLE, rank=64, alpha=128),
     ("users", "25 %"): replace(SAMPLE, user_share=0.25),
@@ -46,7 +57,7 @@ VARIANTS = {
 }
 SAME_AS_QLORA = [("rank", "16"), ("users", "100 %"), ("loss on", "whole text")]
 # How the panels are drawn: from little to much.
-ORDER = ["seen dropped", "base alone", "QLoRA", "LoRA, full precision", "all weights", "4", "16", "64"]
+ORDER = ["LIS", "STAR", "base alone", "QLoRA", "LoRA, full precision", "all parameters", "4", "16", "64"]
 ORDER += ["25 %", "50 %", "100 %", "answer", "whole text", "left", "oldest"]
 
 
@@ -63,10 +74,10 @@ def recall(model, tokenizer, task, index, settings: TrainingSettings) -> pd.Data
     return metrics.evaluate(ranked, task.targets, ks=(5,), reviewer_ids=task.reviewer_ids)
 
 
-def row(group: str, variant: str, per_user: pd.DataFrame, **more) -> dict:
-    """One line of the results: Recall@5 with its 95 % interval."""
-    summary = metrics.summarize(per_user).set_index("metric").loc["recall@5"]
-    return {"group": group, "variant": variant, **summary[["value", "low", "high", "num_users"]], **more}
+def paired(per_user: pd.DataFrame, reference: pd.DataFrame) -> dict:
+    """The mean difference in Recall@5 to the reference on the same users, with its 95 % interval."""
+    line = metrics.compare(per_user, reference).set_index("metric").loc["recall@5"]
+    return {"difference": line["difference"], "difference_low": line["low"], "difference_high": line["high"]}
 
 
 def main() -> None:
@@ -75,45 +86,66 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=300, help="test users to generate for")
     parser.add_argument("--out", default="benchmarks/results/ablation.csv")
     options = parser.parse_args()
+    out = Path(options.out)
+    partial = out.with_suffix(".partial.csv")  # a row per variant and user: a run that was cut off goes on from here
     # Never the course's own directory: a new base would lie under the adapter that chapter 03 saved.
     with tempfile.TemporaryDirectory() as scratch:
-        measure(options.data_dir or scratch, options.users, Path(options.out))
-
-
-def measure(data_dir: str, num_users: int, out: Path) -> None:
-    """Run what `out`'s partial results do not hold yet, a row at a time."""
-    prepared = raw_data.prepare("sample", data_dir=data_dir, progress=False)
-    task = splits.sample_users(splits.load_task(prepared), num_users)
-    index = BM25Index(prepared.catalog["text"])
-    tiny_llama.pretrain_base(prepared.catalog["text"], prepared.paths.base_model("tiny-llama"))
-
-    partial = out.with_suffix(".partial.csv")  # a run that was cut off goes on from here
-    rows = pd.read_csv(partial).to_dict("records") if partial.exists() else []
-    if rows and rows[0]["num_users"] != num_users:
-        raise SystemExit(f"{partial} was begun with {rows[0]['num_users']:.0f} users: delete it, or take as many")
-    if not rows:
-        lis = baselines.lis(task, index, k=5, drop="seen")
-        rows = [row("LIS", "seen dropped", metrics.evaluate(lis, task.targets, ks=(5,)))]
-        base = finetuning.for_generation(*finetuning.load_base("tiny-llama", prepared.paths))
-        rows.append(row("stage", "base alone", recall(*base, task, index, SAMPLE), trainable_weights=0))
-    done = {(line["group"], line["variant"]) for line in rows}
-    for (group, variant), settings in VARIANTS.items():
-        if (group, variant) in done:
-            continue
-        finetuning.finetune(prepared, "tiny-llama", settings, name="ablation")
-        run = json.loads(prepared.paths.run_json("ablation").read_text())
-        per_user = recall(*finetuning.load_finetuned(prepared.paths, "ablation"), task, index, settings)
-        numbers = {name: run[name] for name in ("best_validation_loss", "trainable_weights")}
-        rows.append(row(group, variant, per_user, **numbers))
-        print(rows[-1], flush=True)
-        if variant == "QLoRA":
-            rows += [{**rows[-1], "group": other, "variant": name} for other, name in SAME_AS_QLORA]
-        pd.DataFrame(rows).to_csv(partial, index=False)
-    rows.sort(key=lambda line: ORDER.index(str(line["variant"])))
-    write_atomically(out, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+        measure(options.data_dir or scratch, options.users, partial)
+    write_atomically(out, lambda path: summarize(pd.read_csv(partial)).to_csv(path, index=False))
     partial.unlink()
 
 
+def measure(data_dir: str, num_users: int, partial: Path) -> None:
+    """Run what `partial` does not hold yet, one variant at a time."""
+    prepared = raw_data.prepare("sample", data_dir=data_dir, progress=False)
+    task = splits.sample_users(splits.load_task(prepared), num_users)
+    texts = prepared.catalog["text"].tolist()
+    index = BM25Index(texts)
+    if not prepared.paths.base_model("tiny-llama").exists():
+        tiny_llama.pretrain_base(texts, prepared.paths.base_model("tiny-llama"))
+
+    done = pd.read_csv(partial) if partial.exists() else pd.DataFrame(columns=["group", "variant", "reviewer_id"])
+    if len(done) and set(done["reviewer_id"]) != set(task.reviewer_ids):
+        raise SystemExit(f"{partial} was begun with other users: delete it, or take as many")
+    have = set(zip(done["group"], done["variant"].astype(str)))
+
+    def keep(group: str, variant: str, per_user: pd.DataFrame, **numbers) -> None:
+        print(group, variant, f"{per_user['recall@5'].mean():.3f}", numbers, flush=True)
+        rows = per_user.assign(group=group, variant=variant, **{name: numbers.get(name) for name in NUMBERS})
+        rows[[*KEPT, *NUMBERS]].to_csv(partial, mode="a", header=not partial.exists(), index=False)
+
+    if ("without training", "LIS") not in have:
+        counts = baselines.cooccurrence(splits.training_histories(prepared), len(texts))
+        star = baselines.star(task, encode(texts), counts).items[:, :5]
+        for name, ranked in {"LIS": baselines.lis(task, index, k=5, drop="seen"), "STAR": star}.items():
+            per_user = metrics.evaluate(ranked, task.targets, ks=(5,), reviewer_ids=task.reviewer_ids)
+            keep("without training", name, per_user)
+        base = language_models.for_generation(*language_models.load_base("tiny-llama", prepared.paths))
+        keep("stage", "base alone", recall(*base, task, index, SAMPLE))
+    for (group, variant), settings in VARIANTS.items():
+        if (group, variant) in have:
+            continue
+        finetuning.finetune(prepared, "tiny-llama", settings, name="ablation")
+        run = language_models.read_run(prepared.paths, "ablation")
+        per_user = recall(*language_models.load_finetuned(prepared.paths, "ablation"), task, index, settings)
+        keep(group, variant, per_user, **{name: run[name] for name in NUMBERS})
+
+
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per variant: Recall@5 with its interval, and the paired difference to QLoRA."""
+    rows["variant"] = rows["variant"].astype(str)
+    users = {key: part for key, part in rows.groupby(["group", "variant"], sort=False)}
+    reference = users["stage", "QLoRA"]
+    users |= {key: reference for key in SAME_AS_QLORA}
+    lines = []
+    for (group, variant), part in sorted(users.items(), key=lambda item: ORDER.index(item[0][1])):
+        summary = metrics.summarize(part[["reviewer_id", "recall@5"]]).set_index("metric").loc["recall@5"]
+        line = {"group": group, "variant": variant, **summary[["value", "low", "high", "num_users"]]}
+        same = part is reference
+        difference = {} if same else paired(part[["reviewer_id", "recall@5"]], reference[["reviewer_id", "recall@5"]])
+        lines.append(line | difference | part[NUMBERS].iloc[0].to_dict())
+    return pd.DataFrame(lines)
+
+
 if __name__ == "__main__":
-    np.random.seed(42)
     main()

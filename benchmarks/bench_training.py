@@ -9,13 +9,13 @@ the same texts; only the order differs. Padding is not counted as tokens. Writes
 import argparse
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from gloss_utils import finetuning, raw_data, tiny_llama
-from gloss_utils.finetuning import SeededOrder, TrainingSettings, tokenize, training_texts
-from gloss_utils.paths import PROJECT_ROOT, write_atomically
+from gloss_utils import finetuning, language_models, metrics, raw_data, tiny_llama
+from gloss_utils.finetuning import SeededOrder, TrainingSettings, choose_texts, tokenize
+from gloss_utils.paths import PROJECT_ROOT
 
 FASTER = 1.5  # what batches of like lengths must reach
 SAME_LOSS = 0.03  # nats: the validation losses of the two may differ by so much
@@ -23,8 +23,11 @@ SAME_LOSS = 0.03  # nats: the validation losses of the two may differ by so much
 
 def padding_factor(prepared, tokenizer, settings: TrainingSettings) -> float:
     """Work out how many positions the batches of an epoch have for each token in them."""
-    lengths = [len(ids) for ids in tokenize(training_texts(prepared, settings), tokenizer, settings)["input_ids"]]
-    order = list(SeededOrder(lengths, settings.batch_size, settings.order == "by_length", settings.seed))
+    texts = tokenize(choose_texts(prepared, "train", settings), tokenizer, settings)
+    lengths = [len(ids) for ids in texts["input_ids"]]
+    order = np.random.default_rng(settings.seed).permutation(len(lengths)).tolist()
+    if settings.order == "by_length":
+        order = list(SeededOrder(lengths, settings.batch_size, settings.seed))
     batches = [order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size)]
     positions = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
     return positions / sum(lengths)
@@ -32,7 +35,7 @@ def padding_factor(prepared, tokenizer, settings: TrainingSettings) -> float:
 
 def measure(prepared, settings: TrainingSettings) -> dict:
     """Fine-tune once and read the log: tokens per second over all steps, and the last validation loss."""
-    _, tokenizer = finetuning.load_base("tiny-llama", prepared.paths, settings)
+    _, tokenizer = language_models.load_base("tiny-llama", prepared.paths)
     log = finetuning.finetune(prepared, "tiny-llama", settings, name="bench")
     train = log[log["split"] == "train"]
     tokens = (train["tokens_per_second"] * train["step_seconds"]).sum()
@@ -74,9 +77,7 @@ def main() -> None:
     table["speedup"] = table["tokens_per_second"] / table["tokens_per_second"].iloc[0]
     print(table.round(3).to_string(index=False))
     path = PROJECT_ROOT / "benchmarks" / "results" / "training.csv"
-    kept = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["dataset"])
-    table = pd.concat([kept[kept["dataset"] != dataset], table], ignore_index=True)
-    write_atomically(Path(path), lambda temporary: table.to_csv(temporary, index=False))
+    metrics.upsert_rows(path, table, ["dataset", "order"])
     faster, losses = table["speedup"].iloc[-1], table["validation_loss"].iloc[-2:]
     assert faster >= FASTER, f"batches of like lengths reach only {faster:.2f} times the tokens per second"
     assert losses.max() - losses.min() < SAME_LOSS, f"the losses differ: {losses.tolist()}"
