@@ -46,12 +46,7 @@ def _in_root(name: str) -> property:
 
 @dataclass(frozen=True)
 class DatasetPaths:
-    """The files of one dataset, all in one directory.
-
-    Attributes:
-        dataset: the name that messages use.
-        root: the dataset's directory, `data/<dataset>` unless the dataset is itself a directory.
-    """
+    """The files of one dataset (the name that messages use), all in the directory `root`."""
 
     dataset: str
     root: Path
@@ -166,13 +161,8 @@ def digest(value: object) -> str:
 def check_parameters(namespace: dict) -> None:
     """Refuse a parameter that papermill was given and the notebook's tagged cell does not have.
 
-    papermill itself only warns, and runs on with the default.
-
-    Args:
-        namespace: the notebook's `globals()`: `In` has the cells' sources, `__annotations__` the tagged cell's names.
-
-    Raises:
-        ValueError: one sentence with the near match.
+    papermill itself only warns, and runs on with the default. `namespace` is the notebook's `globals()`: `In` has
+    the cells' sources, `__annotations__` the tagged cell's names.
     """
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):  # papermill's injected cell

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
-from . import prompts, raw_files
+from . import prompts, raw_files, splits
 from .paths import check_choice, dataset_paths, resolve, show, write_atomically
-from .splits import MIN_INTERACTIONS, TIE_ORDERS, Prepared, build_splits, order_ties
 
 CATEGORIES = {"sample": "Sample", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
 
@@ -43,17 +42,10 @@ class Report:
 
 
 def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Apply the paper's filters, in its order (appendix B).
-
-    Args:
-        reviews: `reviewer_id, asin, timestamp, rating`.
-        items: `asin, title`, titles raw.
-        report: gets a row per step.
+    """Apply the paper's filters, in its order (appendix B); the report gets a row per step.
 
     Returns:
         interactions (`reviewer_id, asin, timestamp`, ties in asin order) and catalog (`asin, title, text`).
-        Items are numbered as the histories meet them. Equal scores go to the lower number, and a target of
-        a tied day tends to have a high asin: numbers in asin order would work against it.
     """
     kept = reviews.drop_duplicates()
     report.add("exact duplicate interactions", kept, len(reviews) - len(kept))
@@ -67,17 +59,30 @@ def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[p
     report.add("interactions with items without a title", titled, len(kept) - len(titled))
 
     counts = titled["reviewer_id"].map(titled["reviewer_id"].value_counts())
-    interactions = titled[counts >= MIN_INTERACTIONS]
-    report.add(f"interactions of users under {MIN_INTERACTIONS}", interactions, len(titled) - len(interactions))
+    least = splits.MIN_INTERACTIONS
+    interactions = titled[counts >= least]
+    report.add(f"interactions of users under {least}", interactions, len(titled) - len(interactions))
     if interactions.empty:
         raise ValueError(
-            f"the catalog is empty: no user has {MIN_INTERACTIONS} purchases of items with a title. "
+            f"the catalog is empty: no user has {least} purchases of items with a title. "
             "Do the two files belong together?"
         )
-    interactions = order_ties(interactions[["reviewer_id", "asin", "timestamp"]])
-    catalog = catalog.set_index("asin").loc[interactions["asin"].unique()].reset_index()
-    catalog["text"] = [prompts.item_text(title) for title in catalog["title"]]
-    return interactions, catalog
+    interactions = splits.order_ties(interactions[["reviewer_id", "asin", "timestamp"]])
+    catalog = catalog[catalog["asin"].isin(interactions["asin"])]
+    return interactions, catalog.assign(text=[prompts.item_text(title) for title in catalog["title"]])
+
+
+def number_items(catalog: pd.DataFrame, interactions: pd.DataFrame) -> pd.DataFrame:
+    """Order the catalog as the training histories meet the items; those that only occur held out follow by asin.
+
+    Equal scores go to the lower number, so numbers that held-out purchases had a say in would favour the targets.
+    """
+    reviewer_ids, bounds = splits.user_bounds(interactions)
+    stops = bounds[1:] - 1 - pd.Index(reviewer_ids).isin(splits.draw_validation_users(reviewer_ids))
+    in_training = np.arange(len(interactions)) < np.repeat(stops, np.diff(bounds))
+    met = interactions["asin"][in_training].unique()
+    others = np.setdiff1d(catalog["asin"], met)  # sorted
+    return catalog.set_index("asin").loc[[*met, *others]].reset_index()
 
 
 def keep_users(interactions: pd.DataFrame, max_users: int, seed: int) -> pd.DataFrame:
@@ -98,21 +103,18 @@ def prepare(
     columns: dict[str, str] | None = None,
     seed: int = 42,
     progress: bool = True,
-) -> Prepared:
+) -> splits.Prepared:
     """Turn raw files into interactions, catalog and splits, and write them.
 
     Args:
-        dataset: `sample`, `beauty`, `toys`, `sports`, or a directory of one's own (with a slash), whose
-            `raw/` holds `interactions` and `items` as CSV or Parquet.
+        dataset: `sample`, `beauty`, `toys`, `sports`, or a directory of one's own (with a slash).
         raw_dir: where the raw files are; None or "" for the dataset's own `raw/`. Missing ones are fetched.
-        data_dir: where the datasets live.
         tie_order: how to order purchases of one instant: `asin`, `shuffled` or `reverse`.
         max_users: keep a seeded sample of so many users; 0 for all.
         columns: for files of one's own: their names for `user, item, timestamp, title`.
         seed: of the shuffle and of the sample.
-        progress: show bars while reading.
     """
-    check_choice(tie_order, TIE_ORDERS, "tie order")
+    check_choice(tie_order, splits.TIE_ORDERS, "tie order")
     paths, report = dataset_paths(dataset, data_dir), Report()
     raw = resolve(raw_dir) if raw_dir else paths.raw
     if "/" in dataset or "\\" in dataset:
@@ -123,11 +125,12 @@ def prepare(
     everyone, catalog = clean(reviews, items, report)
     interactions = keep_users(everyone, max_users, seed).reset_index(drop=True)
     if tie_order != "asin":
-        interactions = order_ties(interactions, tie_order, seed)
+        interactions = splits.order_ties(interactions, tie_order, seed)
     if max_users:
         report.add(f"a sample of {max_users} users", interactions, len(everyone) - len(interactions))
-    splits = build_splits(interactions, catalog)
-    prepared = Prepared(paths.dataset, paths, interactions, catalog, splits, report.frame())
+    catalog = number_items(catalog, interactions)
+    rows = splits.build_splits(interactions, catalog)
+    prepared = splits.Prepared(paths.dataset, paths, interactions, catalog, rows, report.frame())
     _write(prepared)
     return prepared
 
@@ -158,7 +161,7 @@ def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> t
     return reviews, items
 
 
-def _write(prepared: Prepared) -> None:
+def _write(prepared: splits.Prepared) -> None:
     """Write the artifacts of a prepared dataset, each whole or not at all."""
     paths = prepared.paths
     write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))
@@ -167,10 +170,10 @@ def _write(prepared: Prepared) -> None:
     write_atomically(paths.splits, lambda path: _save_quietly(prepared.splits, path))
 
 
-def _save_quietly(splits: DatasetDict, path: Path) -> None:
+def _save_quietly(rows: DatasetDict, path: Path) -> None:
     """Save without the library's bar per split."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    splits.save_to_disk(str(path))
+    rows.save_to_disk(str(path))
     if shown:
         datasets.enable_progress_bars()
