@@ -27,6 +27,7 @@ from gloss_utils.splits import Prepared, load_prepared, load_task, order_ties
 REAL_CATEGORIES = ("beauty", "toys", "sports")
 DATA = PROJECT_ROOT / "data"
 SOURCE = "Amazon 2014 rebuilt from public derivatives; titles matched automatically"
+NO_DATES = {"toys": "timestamps are positions in a user's history, not dates"}
 # Fixed beforehand, not picked by their test results.
 SYSTEMS = [
     System("lis", retriever="bm25", policy="keep-seen"),
@@ -83,7 +84,8 @@ def keep(path: Path, rows: pd.DataFrame, keys: list[str], command: str, note: st
 
 def keep_dataset(prepared: Prepared, models: list[str] | None, command: str, note: str) -> None:
     """Keep a dataset's test rows, and the segments and pairs of `SYSTEMS`."""
-    dataset, provenance = prepared.dataset, {"command": command, "note": note}
+    dataset = prepared.dataset
+    provenance = {"command": command, "note": "; ".join(filter(None, (note, NO_DATES.get(dataset))))}
     rows = metrics.load_results(prepared).query("split == 'test'")
     rows = rows[rows["model"].isin(models)] if models else rows
     if rows.empty:

@@ -163,6 +163,7 @@ def bars_with_intervals(
     if reference:
         axis.axvline(reference[1], color="0.3", linestyle="--", linewidth=1, label=reference[0])
     axis.set_yticks(table.index, table[label])
+    axis.margins(y=0.02)
     axis.invert_yaxis()
     axis.set(xlabel=xlabel, title=title)
     axis.grid(axis="y", visible=False)

@@ -1,10 +1,12 @@
 """Metrics against ranx and by hand, intervals against a plain bootstrap, the files, and the papers' tables."""
 
+import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -272,3 +274,32 @@ def test_published_ranks_have_the_papers_means(paper):
             means = score_ranks(ranks[f"llama-{size}b e5-small-v2"]).mean().round(4)
             for metric in ("recall@5", "ndcg@5"):
                 assert abs(means[metric] - value(paper, "1", f"GLoSS-{size}B", dataset, metric)) < 2e-4
+
+
+# What is kept as measured on real data: benchmarks/keep_measured.py.
+
+
+@pytest.fixture(scope="module")
+def keep_measured():
+    path = metrics.PROJECT_ROOT / "benchmarks" / "keep_measured.py"
+    spec = importlib.util.spec_from_file_location("keep_measured", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_only_whole_categories_in_the_fields_order_are_kept(toy, keep_measured):
+    """A sample of 1,500 users of Toys once passed for everyone."""
+    assert "is no real category" in keep_measured.refusal(toy)
+    real = replace(toy, dataset="beauty", report=pd.DataFrame({"step": ["raw"]}))
+    assert keep_measured.refusal(real) == ""
+    sample = pd.DataFrame({"step": ["raw", "a sample of 1,500 users"]})
+    assert "MAX_USERS 0" in keep_measured.refusal(replace(real, report=sample))
+    backwards = toy.interactions.assign(timestamp=0).iloc[::-1].sort_values("reviewer_id", kind="stable")
+    assert "TIE_ORDER asin" in keep_measured.refusal(replace(real, interactions=backwards.reset_index(drop=True)))
+
+
+def test_pairs_are_of_the_users_of_both(keep_measured):
+    ours, theirs = score_ranks([1, 0, 2, 1], (5,), list("dabc")), score_ranks([0, 0, 1], (5,), list("cbe"))
+    row = keep_measured.pair(ours, theirs).set_index("metric").loc["recall@5"]
+    assert (row["a"], row["b"], row["better"], row["both"], row["num_users"]) == (1, 0, 1, 0, 2)
