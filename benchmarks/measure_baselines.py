@@ -9,12 +9,14 @@ Prepares the data, ranks every test user with each baseline and with the fused s
 import argparse
 import sys
 import tempfile
+from dataclasses import asdict, dataclass, replace
 
 import keep_measured
+import numpy as np
 
 from gloss_utils import baselines, fusion, raw_data, splits
-from gloss_utils.dense import DenseIndex
-from gloss_utils.metrics import System, name_system, save_results
+from gloss_utils.dense import DenseIndex, encode
+from gloss_utils.metrics import RESULT_KEYS, System, evaluate, name_system, save_results, summarize
 from gloss_utils.retrieval import BM25Index
 
 
@@ -35,16 +37,51 @@ def rankings(prepared: splits.Prepared, encoder: str, cache_dir: str | None):
             yield system, *baselines.lis_with_scores(task, index, drop=drop)
     together = baselines.cooccurrence(histories, len(texts))
     yield System("star", retriever=f"dense-{encoder}"), *baselines.star(task, dense.vectors, together)
-    yield System("fusion", retriever=encoder, policy="fused"), *fused(prepared, task, histories, dense.vectors)
+    for policy, hits in late_fusion(prepared, dense.vectors):
+        if policy != "STAR":  # that is the row before
+            yield System("fusion", retriever=encoder, policy=policy), *hits
 
 
-def fused(prepared: splits.Prepared, task: splits.Task, histories, vectors):
-    """The fused ranking of chapter 07: weights from validation users, signals from all training histories."""
-    days = splits.purchase_days(prepared)
+@dataclass
+class AfterLast:
+    """Chapter 07's signal that reads the order of ties: 1 for each item after the last one in asin order."""
+
+    asin_rank: np.ndarray
+
+    def score(self, task: splits.Task) -> np.ndarray:
+        last = np.array([items[-1] for items in task.seen_items])
+        return (self.asin_rank > self.asin_rank[last][:, None]).astype(np.float32)
+
+
+def late_fusion(prepared: splits.Prepared, vectors: np.ndarray):
+    """Chapter 07's (policy, hits): signals from all training histories, weights from validation users."""
+    task, days = splits.load_task(prepared), splits.purchase_days(prepared)
+    order = {"after_last": AfterLast(prepared.catalog["asin"].rank().to_numpy())}
     shorter, held_out = fusion.extend_validation(prepared)
-    candidates = fusion.gather_candidates(fusion.fit_signals(shorter, vectors, fusion.FUSION, days), held_out)
-    weights = fusion.choose_weights(candidates)
-    return fusion.fuse(fusion.fit_signals(histories, vectors, fusion.FUSION, days), weights, task)
+    choosing = fusion.fit_signals(shorter, vectors, fusion.FUSION, days) | order
+    candidates = fusion.gather_candidates({name: choosing[name] for name in fusion.FUSION}, held_out)
+    eight = fusion.choose_weights(candidates)
+    nine = fusion.choose_weights(fusion.gather_candidates(choosing, held_out))
+    fitted = fusion.fit_signals(splits.training_histories(prepared), vectors, fusion.FUSION, days) | order
+    cosines = {name: replace(fitted[name], power=1) for name in ("text", "cooccurrence", "transitions")}
+    yield "STAR", fusion.fuse(cosines, {"text": 0.5, "cooccurrence": 0.5}, task)
+    yield "STAR + ½ transitions", fusion.fuse(cosines, dict.fromkeys(cosines, 0.5), task)
+    yield "fused", fusion.fuse(fitted, eight, task)
+    yield "fused + after_last", fusion.fuse(fitted, nine, task)
+
+
+def keep_shuffled(prepared: splits.Prepared, encoder: str, cache_dir: str | None, command: str) -> None:
+    """Measure chapter 07's systems with the ties of each day shuffled, and keep the rows."""
+    ordered = splits.order_ties(prepared.interactions, "shuffled")
+    store = replace(prepared, interactions=ordered, splits=splits.build_splits(ordered, prepared.catalog))
+    vectors, task = encode(prepared.catalog["text"].tolist(), encoder, cache_dir), splits.load_task(store)
+    for policy, hits in late_fusion(store, vectors):
+        system = System("fusion", retriever=encoder, policy=f"{policy}, shuffled ties")
+        rows = summarize(evaluate(hits.items, task.targets)).assign(
+            dataset=prepared.dataset, split="test", **asdict(system)
+        )
+        columns = [*RESULT_KEYS, "value", "low", "high", "num_users"]
+        keep_measured.keep(keep_measured.metrics.MEASURED, rows[columns], RESULT_KEYS[:-1], command, "ties shuffled")
 
 
 def main() -> None:
@@ -53,12 +90,17 @@ def main() -> None:
     parser.add_argument("--raw-dir", default="")
     parser.add_argument("--encoder", default="minilm")
     parser.add_argument("--data-dir", default="", help="where rankings are kept; nowhere by default")
+    parser.add_argument("--shuffled-ties", action="store_true", help="chapter 07's systems, ties of a day shuffled")
     parser.add_argument("--cache-dir", default=None, help="where vectors are kept between runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         prepared = raw_data.prepare(options.dataset, options.raw_dir, options.data_dir or scratch)
         if reason := keep_measured.refusal(prepared):
             sys.exit(reason)
+        command = f"python benchmarks/measure_baselines.py --dataset {options.dataset} --raw-dir RAW_DIR"
+        if options.shuffled_ties:
+            keep_shuffled(prepared, options.encoder, options.cache_dir, command + " --shuffled-ties")
+            return
         task = splits.load_task(prepared)
         for system, items, scores in rankings(prepared, options.encoder, options.cache_dir):
             means = save_results(prepared, "test", system, items, scores, task).mean(numeric_only=True)
@@ -66,7 +108,6 @@ def main() -> None:
                 f"{name_system(system):35s} recall@5 {means['recall@5']:.4f}  ndcg@5 {means['ndcg@5']:.4f}",
                 flush=True,
             )
-        command = f"python benchmarks/measure_baselines.py --dataset {options.dataset} --raw-dir RAW_DIR"
         keep_measured.keep_dataset(prepared, None, command, "ties by asin")
 
 
