@@ -7,6 +7,7 @@ from pathlib import Path
 import latex2mathml.converter
 import nbformat
 from nbconvert import HTMLExporter
+from nbconvert.filters.strings import _convert_header_id  # no public call makes the same anchor
 from pygments.formatters import HtmlFormatter
 
 from gloss_utils.paths import PROJECT_ROOT, write_atomically
@@ -73,7 +74,8 @@ def contents_of(notebook: nbformat.NotebookNode) -> str:
     """Links to the second-level headings, as nbconvert names their anchors."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     headings = re.findall(r"^## (.+)$", text, re.M)
-    links = [f'<li><a href="#{html.escape(h.replace(" ", "-"))}">{html.escape(h)}</a></li>' for h in headings]
+    plain = [re.sub(r"[`*]", "", heading) for heading in headings]
+    links = [f'<li><a href="#{html.escape(_convert_header_id(h))}">{html.escape(h)}</a></li>' for h in plain]
     return f"<ul>{''.join(links)}</ul>" if links else ""
 
 
