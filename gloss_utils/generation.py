@@ -1,7 +1,6 @@
-"""From prompts to texts with their log-probabilities: beams, samples, CALRec's samples, catalog-constrained beams.
+"""From prompts to texts: beams, samples, CALRec's samples, catalog-constrained beams.
 
-A text's score is its total log-probability under the model, end-of-text token included and not divided by the
-length. It is collected during generation, so no second pass is needed.
+A text's score is its total log-probability under the model, end-of-text token included, without a second pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,6 @@ from .prompts import NEXT_ITEM, truncate_prompt
 
 NO_BEAM = -1e8  # transformers marks a beam that does not exist with -1e9
 MAX_PADDING = 0.2  # of a batch's tokens
-TEXTS_PER_USER = 5  # what a batch size in users is counted for
 
 
 @dataclass(frozen=True)
@@ -94,20 +92,17 @@ class CatalogTrie:
         return list(node) or [self.eos_token_id]
 
     def after(self, prompt_length: int) -> Callable[[int, torch.Tensor], list[int]]:
-        """The trie as `generate(prefix_allowed_tokens_fn=…)` takes it, behind prompts of `prompt_length` tokens.
-
-        transformers masks after the softmax, so a beam's score stays its log-probability among all texts.
-        """
+        """The trie as `generate(prefix_allowed_tokens_fn=…)` takes it, behind prompts of `prompt_length` tokens."""
+        # transformers masks after the softmax, so a beam's score stays its log-probability among all texts.
         return lambda batch_id, input_ids: self.allowed(input_ids[prompt_length:].tolist())
 
 
 class UserSampler(LogitsProcessor):
-    """Sample with temperature, top-k and top-p, each user from a random stream of its own.
+    """Sample with temperature, top-k and top-p, and sum the drawn tokens' log-probabilities in `scores`.
 
-    In place of `generate(do_sample=True)`, which draws for the whole batch from one stream, so that a user's texts
-    change with its neighbours: the largest of logits / temperature + Gumbel noise has the same distribution. The
-    drawn tokens' log-probabilities are summed in `scores` [batch * texts], in place of `compute_transition_scores`,
-    for which every step's logits would have to be kept.
+    Each user has a random stream: `generate(do_sample=True)` draws for the whole batch from one, so that a user's
+    texts change with its neighbours. The largest of logits / temperature + Gumbel noise has the same distribution.
+    Summed here, because for `compute_transition_scores` every step's logits would have to be kept.
     """
 
     def __init__(self, strategy: Strategy, seeds: list[int], eos_token_id: int, device) -> None:
@@ -164,8 +159,6 @@ def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     In place of transformers' `LengthGroupedSampler`, which fills every batch: here one is closed early where another
     prompt would make padding more than `MAX_PADDING` of it.
 
-    >>> plan_batches([3, 9, 4, 8], batch_size=2)
-    [[1, 3], [2, 0]]
     >>> plan_batches([100, 9, 8], batch_size=3)
     [[0], [1, 2]]
     """
@@ -212,17 +205,11 @@ def generate_batches(
     truncation: str = "left",
     trie: CatalogTrie | None = None,
 ) -> Iterator[tuple[list[int], list[Generated]]]:
-    """Yield (prompt numbers, their results) batch by batch.
+    """Yield (prompt numbers, their results) batch by batch; prompts as from `encode_prompts`.
 
     A user's texts do not depend on the batch, so a resumed run or another batch size gives the same texts (up to
-    rounding: two beams of almost equal score may swap).
-
-    Args:
-        batch_size: users per batch of five texts each; fewer where a strategy writes more texts.
-        max_seq_length: tokens of prompt and answer together.
-        seed: of the samples.
-        truncation: of prompts that are too long, see `encode_prompts`.
-        trie: what constrained strategies may write.
+    rounding: two beams of almost equal score may swap). `batch_size` counts users of five texts each; there are
+    fewer in a batch where a strategy writes more.
     """
     strategy = get_strategy(strategy)
     if batch_size < 1:
@@ -233,7 +220,7 @@ def generate_batches(
         strategy = replace(strategy, max_new_tokens=max(strategy.max_new_tokens, trie.longest))
     encoded = encode_prompts(tokenizer, prompts, max_seq_length, strategy.max_new_tokens, truncation)
     model.eval()
-    users = max(1, batch_size * TEXTS_PER_USER // max(TEXTS_PER_USER, strategy.num_texts))
+    users = max(1, batch_size * 5 // max(5, strategy.num_texts))
     for rows in plan_batches([len(ids) for ids in encoded], users):
         inputs = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
@@ -248,13 +235,12 @@ def generate_batches(
 
 
 def read_prompts_once(model, inputs, copies: int) -> dict:
-    """Read prompts padded on the left, and copy the model's cache for each text, as an argument for `generate`.
+    """Read prompts padded on the left up to their last token, and copy the cache for each text, for `generate`.
 
-    `generate` alone repeats a prompt for each of its texts before it reads it; with long prompts and short answers
-    that is most of the work. The last token is left for it to read. Empty where Unsloth brings its own cache.
+    That alone repeats a prompt for each text before it reads it, which is most of the work where answers are short.
     """
     mask = inputs["attention_mask"]
-    if hasattr(model, "for_inference") or mask.shape[1] < 2:
+    if hasattr(model, "for_inference") or mask.shape[1] < 2:  # Unsloth brings its own cache
         return {}
     cache = model(
         input_ids=inputs["input_ids"][:, :-1],
@@ -270,18 +256,12 @@ def read_prompts_once(model, inputs, copies: int) -> dict:
 def _search_beams(model, tokenizer, inputs, strategy, trie):
     """Beam search through transformers. Returns tokens [batch, texts, new] and scores [batch, texts]."""
     length, beams = inputs["input_ids"].shape[1], strategy.num_texts
+    beam = {"num_beams": beams, "num_return_sequences": beams, "length_penalty": strategy.length_penalty}
+    beam |= {"return_dict_in_generate": True, "output_scores": True}  # else there are no sequences_scores
     found = model.generate(
         **inputs,
         **read_prompts_once(model, inputs, beams),
-        generation_config=_settings(
-            tokenizer,
-            strategy,
-            num_beams=beams,
-            num_return_sequences=beams,
-            length_penalty=strategy.length_penalty,
-            return_dict_in_generate=True,
-            output_scores=True,  # without it transformers leaves out sequences_scores too
-        ),
+        generation_config=_settings(tokenizer, strategy, **beam),
         prefix_allowed_tokens_fn=trie.after(length) if strategy.constrained else None,
     )
     tokens, scores = found.sequences[:, length:], found.sequences_scores

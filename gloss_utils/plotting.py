@@ -365,60 +365,6 @@ def prompt_lengths(tokens: np.ndarray, limit: int) -> plt.Figure:
     return figure
 
 
-# 04 · generation strategies
-
-
-def log_probability_by_position(tables: dict[str, pd.DataFrame]) -> plt.Figure:
-    """Draw the median total log-probability of a user's texts by their position, with the middle half of users.
-
-    Args:
-        tables: one per strategy, from `text_table`.
-    """
-    figure, axis = plt.subplots()
-    for color, (name, table) in zip(COLORS, tables.items()):
-        quartiles = table.groupby("position")["score"].quantile([0.25, 0.5, 0.75]).unstack()
-        axis.plot(quartiles.index, quartiles[0.5], marker="o", color=color, label=name)
-        axis.fill_between(quartiles.index, quartiles[0.25], quartiles[0.75], color=color, alpha=0.15)
-    axis.set(xlabel="position of the text", ylabel="total log-probability (nats)")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend()
-    return figure
-
-
-def text_lengths(tables: dict[str, pd.DataFrame], limit: int) -> plt.Figure:
-    """Draw how long the texts are, as shares per strategy, with the limit as a dashed line.
-
-    Args:
-        tables: one per strategy, from `text_table`.
-        limit: tokens that a text may have.
-    """
-    figure, axis = plt.subplots()
-    bins = range(limit + 2)
-    for color, (name, table) in zip(COLORS, tables.items()):
-        weights = [1 / len(table)] * len(table)
-        axis.hist(table["tokens"], bins, weights=weights, histtype="step", lw=1.6, color=color, label=name)
-    axis.axvline(limit, color="0.4", ls="--", label=f"limit: {limit} tokens")
-    axis.set(xlabel="tokens of the text", ylabel="share of texts")
-    axis.legend()
-    return figure
-
-
-def cost_and_quality(table: pd.DataFrame, metric: str) -> plt.Figure:
-    """Draw users per second against a metric, one point per strategy, with 95 % intervals.
-
-    Args:
-        table: index strategy; columns users_per_second, value, low, high.
-        metric: what the value is.
-    """
-    figure, axis = plt.subplots()
-    for color, (name, row) in zip(COLORS, table.iterrows()):
-        error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-        axis.errorbar(row["users_per_second"], row["value"], yerr=error, fmt="o", color=color, capsize=2, label=name)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.set(xlim=(0, None), xlabel="users per second", ylabel=metric)
-    return figure
-
-
 # 03 · fine-tuning
 
 

@@ -1,7 +1,6 @@
 """Queries files: the texts of every user of a split, in the layout that GLoSS publishes, and what they are like.
 
 A list of `{reviewer_id, asin, seen_asins, generated_sequences}`, plus `sequence_scores` where there are some.
-While they are being written, finished users stand in a partial file beside the final one, a line per batch.
 """
 
 import json
@@ -41,12 +40,8 @@ def generate_split(
     """Write the queries file of a split: all users of `task`, in its order, as `generation.generate_batches` does.
 
     Every batch is on disk before the next one starts, so a killed run goes on where it was. A finished file made
-    with the same settings, model and users is left as it is.
-
-    Args:
-        model_name: the directory under `queries/`; `tiny-llama-base` for a model before fine-tuning.
-        split: `test` or `validation`, for the file's name.
-        engine: `transformers`, or `vllm` with a `vllm_engine.VllmModel` for a model.
+    with the same settings, model and users is left as it is. `model_name` and `split` (`test`, `validation`) name
+    it; engine `vllm` takes a `vllm_engine.VllmModel` for a model.
     """
     strategy = get_strategy(strategy)
     write = ENGINES[check_choice(engine, ENGINES, "engine")]
@@ -104,10 +99,7 @@ def read_cost(path: Path) -> dict:
 
 
 class PartialFile:
-    """Finished users on their way to a queries file: a line with the settings, then a line per batch.
-
-    In place of `json.dump` at the end, which would lose all after a kill.
-    """
+    """Not one `json.dump` at the end, which a kill would lose: the settings in a line, then a line per batch."""
 
     def __init__(self, path: Path, settings: dict) -> None:
         self.final, self.settings = path, settings
@@ -166,15 +158,7 @@ class PartialFile:
 
 
 def load_queries(path: str | Path, prepared=None) -> list[dict]:
-    """Open a queries file, ours or one that GLoSS publishes: one dict per user, in the file's order.
-
-    Args:
-        prepared: the dataset it should belong to, if that is to be checked.
-
-    Raises:
-        FileNotFoundError: notebook 04 has not made it.
-        ValueError: an unknown strategy, not JSON, not this layout, or made from other data.
-    """
+    """Open a queries file, ours or one that GLoSS publishes; with `prepared`, only if it is of that dataset."""
     path = Path(path)
     if prepared is not None and not path.exists():
         check_choice(path.stem.rpartition("_")[0], STRATEGIES, "strategy")
@@ -207,9 +191,8 @@ def _check_record(path: Path, number: int, record: dict) -> None:
 def text_table(records: Sequence[dict], catalog: pd.DataFrame, tokenizer) -> pd.DataFrame:
     """Lay the texts of a queries file out as a table, one row per text.
 
-    Returns:
-        reviewer_id, position (1 is the first), text, score (NaN where the file has none), is_item (a catalog text
-        to the letter), is_seen (one that the user has), is_target, tokens (end-of-text not counted).
+    `position` counts from 1; `score` is NaN where the file has none; `is_item` is a catalog text to the letter,
+    `is_seen` one that the user has; `tokens` leaves the end-of-text token out.
     """
     text_of = dict(zip(catalog["asin"], catalog["text"]))
     catalog_texts = set(catalog["text"])

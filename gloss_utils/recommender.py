@@ -57,18 +57,12 @@ class Recommender:
         strategy: str = "beam5",
         encoder: str = "minilm",
     ) -> "Recommender":
-        """Open the artifacts of notebooks 01 and 03.
+        """Open the artifacts of notebooks 01 and 03; an error says what is missing, or the nearest known name.
 
         Args:
-            model: a fine-tuned model of notebook 03.
-            retriever: `bm25`, `dense` or `hybrid`.
+            retriever: `bm25`, `dense` or `hybrid`, the last two with an `encoder`.
             policy: see `ranking.POLICIES`; `round_robin` fills a list of any length.
             strategy: see `generation.STRATEGIES`.
-            encoder: of `dense` and `hybrid`.
-
-        Raises:
-            FileNotFoundError: an artifact is missing; the message says which notebook makes it.
-            ValueError: an unknown name; the message has the nearest known one.
         """
         check_choice(policy, POLICIES, "policy")  # names first: the model takes seconds
         from .dense import build_index

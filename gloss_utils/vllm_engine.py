@@ -35,16 +35,7 @@ class VllmModel:
 
 
 def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options) -> VllmModel:
-    """Open a base and its adapter in vLLM.
-
-    Args:
-        max_seq_length: tokens of prompt and answer together.
-        options: passed on to `vllm.LLM` (`dtype`, `gpu_memory_utilization`, …).
-
-    Raises:
-        ModuleNotFoundError: vLLM is not installed here.
-        FileNotFoundError: notebook 03 has not run for this model.
-    """
+    """Open a base and its adapter in vLLM; `options` go to `vllm.LLM` (`dtype`, `gpu_memory_utilization`, …)."""
     try:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
