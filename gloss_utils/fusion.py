@@ -86,9 +86,9 @@ class TimeDecayed(ItemSignal):
 
     def profile(self, task: Task) -> sp.csr_matrix:
         recent = [items[-self.length :] for items in task.seen_items]
-        pairs = zip(task.reviewer_ids, task.seen_items)
-        weights = [self._weights(self.days[str(reviewer_id)][: len(items)]) for reviewer_id, items in pairs]
-        return item_rows(recent, np.concatenate(weights), self.matrices[0].shape[0])
+        users = zip(task.reviewer_ids, task.seen_items)
+        weights = np.concatenate([self._weights(self.days[str(user)][: len(items)]) for user, items in users])
+        return item_rows(recent, weights, self.matrices[0].shape[0])
 
     def _weights(self, days: np.ndarray) -> np.ndarray:
         days = days[-self.length :]
@@ -293,8 +293,7 @@ def _best_unseen(scores: np.ndarray, task: Task, k: int) -> np.ndarray:
 def choose_weights(candidates: Candidates, names: Sequence[str] = (), shrink: float = 1e-3) -> dict[str, float]:
     """Minimize the softmax cross-entropy of the users' held-out items among their candidates; no weight is negative.
 
-    The problem is convex with one unknown per signal. scikit-learn's LogisticRegression has neither a softmax over
-    each user's own candidates nor bounds.
+    scikit-learn's LogisticRegression has neither a softmax over each user's own candidates nor bounds.
     `shrink` is an L2 penalty on the weights, in units of each signal's standard deviation.
     """
     names = tuple(names or candidates.names)
@@ -315,8 +314,7 @@ def choose_weights(candidates: Candidates, names: Sequence[str] = (), shrink: fl
         expected = (exponentials / total[user]) @ features
         return value, (expected - features[bought].sum(axis=0)) / num_users + 2 * shrink * weights
 
-    first = np.full(len(names), 0.1)
-    best = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(names)).x
+    best = minimize(loss, np.full(len(names), 0.1), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(names)).x
     return dict(zip(names, (best / scale).round(4).tolist()))
 
 
