@@ -48,10 +48,7 @@ def save(figure: plt.Figure, path: str | Path) -> Path:
 
 
 def show(figure: plt.Figure, path: str | Path, description: str) -> None:
-    """Save a figure and display it, with a description of what it shows as its alt text.
-
-    As HTML, since JupyterLab and nbconvert's template ignore the alt text of an `image/png` output.
-    """
+    """Save a figure and display it as HTML: JupyterLab and nbconvert's template ignore an `image/png`'s alt text."""
     data = save(figure, path).read_bytes()
     width = Image.open(io.BytesIO(data)).width // 2
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
@@ -61,70 +58,66 @@ def show(figure: plt.Figure, path: str | Path, description: str) -> None:
 
 
 class Table:
-    """A table that is ready to be read, as HTML in Lab and on a page, as plain text in a terminal."""
+    """A table that is ready to be read: HTML in Lab and on a page, plain text in a terminal."""
 
     def __init__(self, columns: list[str], rows: list[list[str]], left: list[bool], more: int):
-        self.columns, self.rows, self.left, self.more = columns, rows, left, more
+        self.columns, self.rows, self.left = columns, rows, left
+        self.more = f"… and {more:,} more rows" if more else ""
 
     def _line(self, cells: list[str], tag: str) -> str:
-        styles = ("left" if left else "right" for left in self.left)
-        breaks = (";white-space:nowrap" if len(cell) <= UNBROKEN else "" for cell in cells)
-        parts = [
-            f'<{tag} style="text-align:{side}{fixed}">{html.escape(cell)}</{tag}>'
-            for side, fixed, cell in zip(styles, breaks, cells)
-        ]
+        parts = []
+        for cell, left in zip(cells, self.left):
+            style = f"text-align:{'left' if left else 'right'}" + ";white-space:nowrap" * (len(cell) <= UNBROKEN)
+            parts.append(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 
     def _repr_html_(self) -> str:
-        body = "".join(self._line(row, "td") for row in self.rows)
-        more = f"<p>… and {self.more:,} more rows</p>" if self.more else ""
-        head = self._line(self.columns, "th")
-        return f'<div style="overflow-x:auto"><table><thead>{head}</thead><tbody>{body}</tbody></table>{more}</div>'
+        head, body = self._line(self.columns, "th"), "".join(self._line(row, "td") for row in self.rows)
+        lines = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{self.more and f'<p>{self.more}</p>'}"
+        return f'<div style="overflow-x:auto">{lines}</div>'
 
     def __repr__(self) -> str:
-        lines = [self.columns, *self.rows]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        fitted = [
-            [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(line, widths, self.left)]
-            for line in lines
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows)]
+        lines = [
+            "  ".join(f"{cell:{'<' if left else '>'}{width}}" for cell, width, left in zip(line, widths, self.left))
+            for line in (self.columns, *self.rows)
         ]
-        more = [f"… and {self.more:,} more rows"] if self.more else []
-        return "\n".join(["  ".join(line).rstrip() for line in fitted] + more)
+        return "\n".join([line.rstrip() for line in lines] + [self.more] * bool(self.more))
 
 
 def table(frame: pd.DataFrame | pd.Series, digits: int = 4, rows: int = 12) -> Table:
-    """Make a frame readable: whole texts on the left, numbers on the right, "–" for what is missing.
+    """Make a frame readable: whole texts on the left, numbers on the right, "–" for what is missing, all escaped.
 
     Columns `low` and `high` join `value` or `difference` as "0.0605 [0.0576, 0.0633]". An index with a name or
     with words becomes columns. By hand, because `to_html` aligns all columns alike and cuts texts, and `Styler`
     escapes no header and prints nothing in a terminal.
 
     Args:
-        frame: what to show.
         digits: decimals of a column within ± 1; others have two at most.
         rows: how many to show; 0 for all.
     """
     frame = pd.DataFrame(frame)
     if any(frame.index.names) or not pd.api.types.is_integer_dtype(frame.index):
         frame = frame.reset_index(names=[name or "" for name in frame.index.names], allow_duplicates=True)
-    shown = (frame.head(rows) if rows else frame).reset_index(drop=True)
-    left = [not pd.api.types.is_numeric_dtype(column) for _, column in frame.items()]
-    texts = [_column(shown.iloc[:, place], digits) for place in range(shown.shape[1])]
-    names = [_header(name) for name in frame.columns]
-    if {"low", "high"} <= set(names) and (value := {"value", "difference"} & set(names)):
-        place, low, high = names.index(value.pop()), names.index("low"), names.index("high")
-        texts[place] = [f"{v} [{a}, {b}]" for v, a, b in zip(texts[place], texts[low], texts[high])]
-        kept = [number for number in range(len(names)) if number not in (low, high)]
-        names, left, texts = ([part[number] for number in kept] for part in (names, left, texts))
-    return Table(names, [list(row) for row in zip(*texts)], left, len(frame) - len(shown))
+    shown = frame.head(rows or len(frame))
+    columns = {  # keyed by place, since two columns may share a name
+        place: (_header(name), not pd.api.types.is_numeric_dtype(column), _texts(column, digits))
+        for place, (name, column) in enumerate(shown.items())
+    }
+    places = {header: place for place, (header, *_) in columns.items()}
+    if value := {"low", "high"} <= set(places) and {"value", "difference"} & set(places):
+        low, high = columns.pop(places["low"])[2], columns.pop(places["high"])[2]
+        header, left, texts = columns[places[value.pop()]]
+        columns[places[header]] = header, left, [f"{v} [{a}, {b}]" for v, a, b in zip(texts, low, high)]
+    headers, left, texts = (list(part) for part in zip(*columns.values()))
+    return Table(headers, [list(row) for row in zip(*texts)], left, len(frame) - len(shown))
 
 
 def _header(name: object) -> str:
     return " · ".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
 
 
-def _column(values: pd.Series, digits: int) -> list[str]:
-    """The cells of a column as texts."""
+def _texts(values: pd.Series, digits: int) -> list[str]:
     pattern = "{}"
     if pd.api.types.is_bool_dtype(values):
         values = values.map({True: "yes", False: "no"})
@@ -143,20 +136,13 @@ def bars_with_intervals(
     group: str | None = None,
     reference: tuple[str, float] | None = None,
 ) -> plt.Figure:
-    """Horizontal bars in the table's order from the top, with 95 % intervals where there are some.
+    """Horizontal bars from column `value`, first row on top, with 95 % intervals where `low` and `high` are.
 
-    Args:
-        table: one row per bar, with a column `value`, and `low` and `high` if there are intervals.
-        label: the column that names the bars.
-        xlabel: what the value is, with its unit.
-        title: the question that the figure answers.
-        group: a column that colour and legend show; one colour without it.
-        reference: a label and a value for a dashed line.
+    Column `group` gives colours and a legend, `reference` (label, value) a dashed line.
     """
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, "low", "high"]))).reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(FIGURE_SIZE[0] + 1, 0.3 * len(table) + 1.2))
-    parts = table.groupby(group, sort=False) if group else [(None, table)]
-    for color, (name, part) in zip(COLORS, parts):
+    for color, (name, part) in zip(COLORS, table.groupby(group, sort=False) if group else [(None, table)]):
         errors = np.nan_to_num([part["value"] - part["low"], part["high"] - part["value"]])
         whiskers = {"xerr": errors, "error_kw": {"elinewidth": 1, "capsize": 2}}
         axis.barh(part.index, part["value"], color=color, label=name, **whiskers)
@@ -172,19 +158,37 @@ def bars_with_intervals(
     return figure
 
 
-# chapter 00: the pipeline, and the course as a map
+def grouped_intervals(
+    table: pd.DataFrame,
+    group: str,
+    series: str,
+    ylabel: str,
+    reference: tuple[str, float] | None = None,
+    title: str = "",
+) -> plt.Figure:
+    """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker."""
+    figure, axis = plt.subplots(figsize=(7.0, 3.5))
+    groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
+    for number, name in enumerate(names):
+        part = table[table[series] == name]
+        x = [groups.index(value) + 0.6 * ((number + 0.5) / len(names) - 0.5) for value in part[group]]
+        errors = [part["value"] - part["low"], part["high"] - part["value"]]
+        look = {"fmt": "osD^v<>"[number % 7], "color": COLORS[number % len(COLORS)], "capsize": 2}
+        axis.errorbar(x, part["value"], yerr=errors, label=name, **look)
+    if reference:
+        axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set(ylabel=ylabel, title=title)
+    axis.set_ylim(bottom=min(0, table["low"].min()))
+    axis.grid(axis="x", visible=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    return figure
 
 
 def pipeline(
     history: list[str], texts: list[str], items: list[str], target: str, writer: str, searcher: str
 ) -> plt.Figure:
-    """Draw one user's way through GLoSS: history, model, generated texts, index, recommended items.
-
-    Args:
-        history, texts, items: titles, top to bottom; the target is marked among the items.
-        target: what the user bought next.
-        writer, searcher: names of the model and of the index.
-    """
+    """Draw one user's way through GLoSS: history, `writer`, generated texts, `searcher`, items with the target."""
     figure, axis = plt.subplots(figsize=(10.5, 3.6))
     axis.set(xlim=(0, 100), ylim=(0, 100))
     axis.axis("off")
@@ -192,30 +196,21 @@ def pipeline(
     for heading, lines, left in columns:
         axis.text(left + 12, 97, heading, ha="center", va="top", weight="bold", fontsize=10)
         for row, line in enumerate(lines):
-            marked = left == 76 and line == target
-            _box(axis, left, 44 + 9.5 * (len(lines) - 1) - row * 19, line, COLORS[2] if marked else COLORS[0])
+            color = COLORS[2] if left == 76 and line == target else COLORS[0]
+            words = textwrap.fill(textwrap.shorten(line, 78, placeholder=" …"), 30)
+            box = {"boxstyle": "round,pad=0.35", "fc": (*color, 0.15), "ec": color}
+            middle = 44 + 9.5 * (len(lines) - 1) - row * 19
+            axis.text(left + 12, middle, words, ha="center", va="center", fontsize=7.5, bbox=box)
     for left, name in ((25, writer), (63, searcher)):
-        axis.annotate(
-            "", (left + 11.5, 50), (left + 0.5, 50), arrowprops={"arrowstyle": "-|>", "lw": 2, "color": "0.3"}
-        )
+        arrow = {"arrowstyle": "-|>", "lw": 2, "color": "0.3"}
+        axis.annotate("", (left + 11.5, 50), (left + 0.5, 50), arrowprops=arrow)
         axis.text(left + 6, 55, textwrap.fill(name, 12), ha="center", va="bottom", fontsize=9)
     axis.text(88, 0, "green: what the user bought next", ha="center", va="bottom", fontsize=8, color="0.3")
     return figure
 
 
-def _box(axis: plt.Axes, left: float, middle: float, line: str, color: tuple) -> None:
-    """Write a title in a rounded box, on three lines at most."""
-    words = textwrap.fill(textwrap.shorten(line, 78, placeholder=" …"), 30)
-    box = {"boxstyle": "round,pad=0.35", "fc": (*color, 0.15), "ec": color}
-    axis.text(left + 12, middle, words, ha="center", va="center", fontsize=7.5, bbox=box)
-
-
 def course_map(chapters: list[tuple[str, str]]) -> plt.Figure:
-    """Draw the chapters as a chain: number and name above the arrow, the artifact that each one adds below.
-
-    Args:
-        chapters: (name, artifact) pairs in the order in which they run.
-    """
+    """Draw the chapters, (name, artifact) pairs, as a chain with the artifact that each one adds below it."""
     figure, axis = plt.subplots(figsize=(10.5, 1.9))
     axis.set(xlim=(-0.55, len(chapters) - 0.45), ylim=(-0.9, 0.75))
     axis.axis("off")
@@ -228,74 +223,40 @@ def course_map(chapters: list[tuple[str, str]]) -> plt.Figure:
     return figure
 
 
-# chapters 05 and 06: systems side by side
-
-
-def grouped_intervals(
-    table: pd.DataFrame,
-    group: str,
-    series: str,
-    ylabel: str,
-    reference: tuple[str, float] | None = None,
-    title: str = "",
-) -> plt.Figure:
-    """Points with 95 % intervals, side by side within a group.
-
-    Args:
-        table: columns `value, low, high` and the two named next; one row per point.
-        group: the column along the x axis.
-        series: the column that colour and marker show.
-        ylabel: what the value is.
-        reference: a label and a value for a dashed line across.
-        title: the question that the figure answers.
-    """
-    figure, axis = plt.subplots(figsize=(7.0, 3.5))
-    groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
-    for number, name in enumerate(names):
-        part = table[table[series] == name]
-        shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
-        x = [groups.index(value) + shift for value in part[group]]
-        errors = [part["value"] - part["low"], part["high"] - part["value"]]
-        axis.errorbar(
-            x, part["value"], yerr=errors, fmt="osD^v<>"[number % 7], color=COLORS[number], capsize=2, label=name
-        )
-    if reference:
-        axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
-    axis.set_xticks(range(len(groups)), groups)
-    axis.set(ylabel=ylabel, title=title)
-    axis.set_ylim(bottom=0)
-    axis.grid(axis="x", visible=False)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    return figure
-
-
-def lines_with_bands(table: pd.DataFrame, x: str, series: str, xlabel: str, ylabel: str, marks=()) -> plt.Figure:
-    """A line per series with its 95 % band.
-
-    Args:
-        table: columns `value, low, high` and the two named next.
-        x: a numeric column, drawn on a logarithmic axis.
-        series: the column that colour shows.
-        xlabel, ylabel: with units.
-        marks: positions of dotted vertical lines.
-    """
+def loss_curves(log: pd.DataFrame, best_step: int | None = None) -> plt.Figure:
+    """Training loss of `training_log.csv` solid (smoothed), validation loss dashed, the best step marked."""
     figure, axis = plt.subplots()
-    for number, (name, part) in enumerate(table.groupby(series, sort=False)):
-        axis.plot(part[x], part["value"], marker="o", markersize=3, color=COLORS[number], label=name)
-        axis.fill_between(part[x], part["low"], part["high"], color=COLORS[number], alpha=0.15, linewidth=0)
-    for mark in marks:
-        axis.axvline(mark, color="0.4", linestyle=":", linewidth=1)
-    axis.set_xscale("log")
-    ticks = [tick for tick in (3, 5, 7, 10, 15, 20, 30, 50, 100) if table[x].min() <= tick <= table[x].max()]
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8)
+    train, validation = log[log["split"] == "train"], log[log["split"] == "validation"]
+    axis.plot(train["step"], train["loss"], color=COLORS[0], alpha=0.25, linewidth=0.8)
+    smooth = train["loss"].rolling(max(1, len(train) // 30), min_periods=1, center=True).mean()
+    axis.plot(train["step"], smooth, color=COLORS[0], label="training")
+    axis.plot(validation["step"], validation["loss"], "--o", color=COLORS[1], markersize=4, label="validation")
+    if best_step is not None:
+        axis.axvline(best_step, color="0.4", linestyle=":", linewidth=1, label=f"best step, {best_step}")
+    axis.set_ylim(0.9 * min(smooth.min(), validation["loss"].min()), train["loss"].quantile(0.99))
+    axis.set(xlabel="step", ylabel="loss (nats per token)", title="When does the validation loss stop falling?")
+    axis.legend()
     return figure
 
 
-# 01 · data processing
+def memory_and_time(log: pd.DataFrame, memory: dict[str, str]) -> plt.Figure:
+    """Memory (columns in MiB, with their labels) and seconds of each training step, one panel each."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.0))
+    train = log[log["split"] == "train"]
+    for number, (column, label) in enumerate(memory.items()):
+        left.plot(train["step"], train[column] / 1024, color=COLORS[number], label=label)
+    left.set(xlabel="step", ylabel="memory (GiB)", title="How much memory?")
+    left.set_ylim(bottom=0)
+    left.legend(loc="lower right")
+    right.plot(train["step"], train["step_seconds"], ".", color=COLORS[2], markersize=2)
+    right.axhline(train["step_seconds"].median(), color="0.3", linewidth=1, label="median")
+    right.set(xlabel="step", ylabel="time (s per step)", title="How long is a step?")
+    right.set_ylim(0, 1.5 * train["step_seconds"].quantile(0.98))
+    right.legend()
+    return figure
+
+
+# leaving: drawn in their chapters' cells
 
 
 def history_lengths(lengths: np.ndarray, cuts: tuple[int, int]) -> plt.Figure:
@@ -365,52 +326,6 @@ def prompt_lengths(tokens: np.ndarray, limit: int) -> plt.Figure:
     return figure
 
 
-# 03 · fine-tuning
-
-
-def loss_curves(log: pd.DataFrame, best_step: int | None = None) -> plt.Figure:
-    """Training loss solid, validation loss dashed, the best step marked.
-
-    Args:
-        log: `training_log.csv`.
-        best_step: the step whose adapter was kept.
-    """
-    figure, axis = plt.subplots()
-    train, validation = log[log["split"] == "train"], log[log["split"] == "validation"]
-    axis.plot(train["step"], train["loss"], color=COLORS[0], alpha=0.25, linewidth=0.8)
-    smooth = train["loss"].rolling(max(1, len(train) // 30), min_periods=1, center=True).mean()
-    axis.plot(train["step"], smooth, color=COLORS[0], label="training")
-    axis.plot(validation["step"], validation["loss"], "--o", color=COLORS[1], markersize=4, label="validation")
-    if best_step is not None:
-        axis.axvline(best_step, color="0.4", linestyle=":", linewidth=1, label=f"best step, {best_step}")
-    axis.set_ylim(0.9 * min(smooth.min(), validation["loss"].min()), train["loss"].quantile(0.99))
-    axis.set(xlabel="step", ylabel="loss (nats per token)")
-    axis.legend()
-    return figure
-
-
-def memory_and_time(log: pd.DataFrame, memory: dict[str, str]) -> plt.Figure:
-    """Memory and seconds of each training step, one panel each.
-
-    Args:
-        log: `training_log.csv`.
-        memory: columns to draw (MiB), with their label.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.0))
-    train = log[log["split"] == "train"]
-    for number, (column, label) in enumerate(memory.items()):
-        left.plot(train["step"], train[column] / 1024, color=COLORS[number], label=label)
-    left.set(xlabel="step", ylabel="memory (GiB)")
-    left.set_ylim(bottom=0)
-    left.legend(loc="lower right")
-    right.plot(train["step"], train["step_seconds"], ".", color=COLORS[2], markersize=2)
-    right.axhline(train["step_seconds"].median(), color="0.3", linewidth=1, label="median")
-    right.set(xlabel="step", ylabel="time (s per step)")
-    right.set_ylim(0, 1.5 * train["step_seconds"].quantile(0.98))
-    right.legend()
-    return figure
-
-
 def memory_parts(table: pd.DataFrame, parts: list[str], peak: str) -> plt.Figure:
     """Stacked bars of estimated memory, one per model, with the published peak as a line across each.
 
@@ -458,64 +373,4 @@ def stages(table: pd.DataFrame, reference: tuple[str, float]) -> plt.Figure:
     axes[0, 0].set_ylabel("Recall@5")
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].legend(fontsize=7)
-    return figure
-
-
-# 07 and 08 · beyond text, scoreboard
-
-# One colour per kind of system, the same in every figure; what is not named here is ours.
-KIND_COLORS = {
-    "GLoSS": COLORS[1],
-    "training-free": COLORS[2],
-    "LLM-based": COLORS[4],
-    "classic ID": COLORS[7],
-    "feature-enhanced ID": COLORS[9],
-    "semantic ID": COLORS[3],
-}
-
-
-def scoreboard(table: pd.DataFrame, xlabel: str) -> plt.Figure:
-    """Horizontal bars, best at the top, coloured by kind of system; whiskers where there is an interval.
-
-    Args:
-        table: columns `label, value, low, high, kind`; low and high may be missing.
-        xlabel: the metric.
-    """
-    table = table.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
-    figure, axis = plt.subplots(figsize=(7.0, 0.27 * len(table) + 1.1))
-    for kind, part in table.groupby("kind", sort=True):
-        errors = [(part["value"] - part["low"]).fillna(0), (part["high"] - part["value"]).fillna(0)]
-        color = KIND_COLORS.get(kind, COLORS[0])
-        axis.barh(part.index, part["value"], xerr=errors, label=kind, color=color, error_kw={"elinewidth": 1})
-    axis.set_yticks(table.index, table["label"], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel(xlabel)
-    axis.grid(axis="y", visible=False)
-    if table["kind"].nunique() > 1:
-        axis.legend(fontsize=8, loc="lower right")
-    return figure
-
-
-def tiers(table: pd.DataFrame, metric: str) -> plt.Figure:
-    """Draw users per second against a metric; a larger point holds more memory, the legend says how much.
-
-    Args:
-        table: columns `system, users_per_second, memory_mib, value, low, high`.
-        metric: what the value is.
-    """
-    figure, axis = plt.subplots(figsize=(FIGURE_SIZE[0] + 1.5, FIGURE_SIZE[1]))
-    for color, row in zip(COLORS, table.itertuples()):
-        axis.errorbar(
-            row.users_per_second,
-            row.value,
-            yerr=[[row.value - row.low], [row.high - row.value]],
-            fmt="o",
-            color=color,
-            capsize=2,
-            markersize=2 * np.log2(4 + row.memory_mib),
-            label=f"{row.system}, {row.memory_mib:,.0f} MiB",
-        )
-    axis.set(xscale="log", xlabel="users per second (log)", ylabel=metric)
-    axis.margins(x=0.15, y=0.2)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
