@@ -47,14 +47,9 @@ def evaluate(
 def score_ranks(
     ranks: np.ndarray, ks: Sequence[int] = (5, 10), reviewer_ids: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Turn the target's rank in each user's list into recall@k, ndcg@k and mrr, one row per user.
+    """Turn the target's rank in each user's list (0: not in it) into recall@k, ndcg@k and mrr, one row per user.
 
     Recall@k is 1 if the rank is at most k, NDCG@k is 1 / log2(rank + 1) there, MRR is 1 / rank over the whole list.
-
-    Args:
-        ranks: int [num_users], 1 for the first item; 0 where the list does not hold the target.
-        ks: cutoffs.
-        reviewer_ids: [num_users], kept as a column when given.
     """
     ranks = np.asarray(ranks)
     columns = {} if reviewer_ids is None else {"reviewer_id": np.asarray(reviewer_ids, dtype=object)}
@@ -94,10 +89,9 @@ def summarize(per_user: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
 
 
 def compare(per_user_a: pd.DataFrame, per_user_b: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
-    """Difference a - b of every shared metric on the same users, with a paired 95 % bootstrap interval.
+    """Paired difference on the same users, with its 95 % bootstrap interval.
 
-    Returns:
-        DataFrame: metric, a, b, difference, low, high, num_users.
+    Columns: metric, a, b, difference (a - b), low, high, num_users.
     """
     per_user_b = _same_users(per_user_a, per_user_b)
     names = [name for name in metric_columns(per_user_a) if name in per_user_b.columns]
@@ -189,10 +183,7 @@ def name_systems(results: pd.DataFrame) -> pd.Series:
 
 
 def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Put rows into a CSV file, in the place of those that agree with them in all `keys`.
-
-    What stays is kept as text, so that its digits do not change.
-    """
+    """Put rows into a CSV file in the place of those that agree with them in all `keys`; what stays keeps its digits."""
     if path.exists():
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
         replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
@@ -213,12 +204,9 @@ def save_results(
     """Write a system's ranking, its per-user metrics (returned), and its summary into results.csv.
 
     Args:
-        prepared: the dataset.
         split: "test" or "validation".
-        system: what made the ranking.
         ranked: int [num_users, k]; -1 pads.
         scores: float [num_users, k]; None where the system has none (1 / rank is kept).
-        task: whose users and targets these are.
         ks: cutoffs; leave out those that the lists are too short for.
     """
     per_user = evaluate(ranked, task.targets, ks, task.reviewer_ids)
