@@ -183,7 +183,7 @@ def name_systems(results: pd.DataFrame) -> pd.Series:
 
 
 def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Put rows into a CSV file in the place of those that agree with them in all `keys`; what stays keeps its digits."""
+    """Put rows into a CSV file in place of those that agree with them in all `keys`; what stays keeps its digits."""
     if path.exists():
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
         replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
