@@ -237,7 +237,8 @@ def engine_of(run: dict) -> str:
 def find_adapter(paths: DatasetPaths, model: str) -> Path:
     """The adapter of a model of notebook 03; a name that is neither known nor there is refused with the nearest."""
     if "/" not in model and not paths.adapter(model).exists():
-        check_choice(model, {TINY_LLAMA, *REPOSITORIES, *(own.name for own in paths.root.glob("models/*"))}, "model")
+        own = (folder.name for folder in paths.root.glob("models/*"))
+        check_choice(model, {TINY_LLAMA, SMOLLM2, *REPOSITORIES, *own}, "model")
     return paths.require(paths.adapter(model), "adapter")
 
 
