@@ -1,97 +1,89 @@
-"""The bundled store: fiction with the habits of the real data, made from a seed in the raw UCSD layout.
+"""Make the bundled store: fiction with the habits of the real data, from a seed, in the raw UCSD layout.
 
-Thirty product lines, each with a routine of six products in four varieties. A customer walks through a
-line's routine, then goes on to the line that goes well with it, usually another brand's. Which variety
-follows which is a habit of all customers, but no two of them share a word: text similarity cannot see
-it, a model trained on histories can.
+A title has five slots: brand, line, scent, product, size. A customer keeps to a scent and a size, and to a line
+within a department, and buys one product after the other in the order of a routine that all customers share.
+So the next title can be told word by word, while the item that bears it has hardly been bought: most of the
+several thousand items were bought three times or less. What is not sold in the wanted size or scent is
+bought in the next best one, so a composed title is not always an item's.
+
+Counting has its part too: which line of the next department goes well with a line is the same for all
+customers, and so are the bestsellers. No word of a history says so.
+
+    python tools/make_sample_store.py [folder]
 """
 
 import gzip
 import html
 import io
+import itertools
 import json
 import random
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gloss_utils.paths import write_atomically
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+if str(PROJECT_ROOT) not in sys.path:  # the package need not be installed
+    sys.path.insert(0, str(PROJECT_ROOT))
+
+from gloss_utils.paths import write_atomically  # noqa: E402
 
 SEED = 20140723
-NUM_USERS = 1250
+NUM_USERS = 1200
 FIRST_DAY = 1262304000  # 2010-01-01, in seconds; every timestamp is a midnight, as in the real data
 SECONDS_PER_DAY = 86_400
-
-# What a customer does next.
-FOLLOW_ROUTINE = 0.74
-OTHER_VARIETY = 0.14  # the same product in another variety: what last-item search is good at
 SAME_DAY = 0.42  # the share of purchases on the day of the one before
-VARIETY_WEIGHTS = (8, 5, 3, 2)
 
-# A routine: the products of a line, in the order in which they are used up.
+# What a customer does next; what is left is the routine's next product.
+SAME_PRODUCT = 0.12  # the product just bought, in another size: what last-item search is good at
+BESTSELLER = 0.12  # the routine's next product, but one that everybody buys
+BESTSELLERS = 2  # of each product
+# How often a customer wants something unusual in one slot of the title.
+OTHER_LINE, OTHER_SCENT, OTHER_SIZE = 0.06, 0.08, 0.08
+
+# What is sold: these, and of their combinations only a share.
+SCENTS_PER_LINE = 9
+SIZES_PER_PRODUCT = 2
+SOLD_SHARE = 0.85
+FAME = 0.5  # the n-th line or scent is wanted with weight 1 / n ** FAME, and the sizes with these:
+SIZE_WEIGHTS = (4, 3, 2)
+
+# The routine: a product is used up, the next one is bought. The last one is followed by the first one.
 ROUTINES = {
     "Skin Care": [
-        ("Gentle Face Cleanser", "150 ml"),
-        ("Balancing Face Toner", "200 ml"),
-        ("Brightening Serum", "30 ml"),
-        ("Daily Moisturizer", "50 ml"),
-        ("Firming Eye Cream", "15 ml"),
-        ("Overnight Sleeping Mask", "75 ml"),
+        "Gentle Face Cleanser", "Balancing Face Toner", "Brightening Serum", "Daily Moisturizer",
+        "Firming Eye Cream", "Overnight Sleeping Mask",
     ],
     "Hair Care": [
-        ("Clarifying Shampoo", "400 ml"),
-        ("Smoothing Conditioner", "400 ml"),
-        ("Deep Repair Hair Mask", "250 ml"),
-        ("Heat Protection Spray", "180 ml"),
-        ("Soft Hold Styling Cream", "100 ml"),
-        ("Finishing Hair Oil", "60 ml"),
+        "Clarifying Shampoo", "Smoothing Conditioner", "Deep Repair Hair Mask", "Heat Protection Spray",
+        "Soft Hold Styling Cream", "Finishing Hair Oil",
     ],
     "Bath": [
-        ("Foaming Body Wash", "500 ml"),
-        ("Polishing Body Scrub", "300 g"),
-        ("Rich Body Lotion", "350 ml"),
-        ("Protective Hand Cream", "75 ml"),
-        ("Softening Foot Balm", "90 ml"),
-        ("Relaxing Bath Salts", "600 g"),
+        "Foaming Body Wash", "Polishing Body Scrub", "Rich Body Lotion", "Protective Hand Cream",
+        "Softening Foot Balm", "Relaxing Bath Salts",
     ],
     "Makeup": [
-        ("Smooth Base Primer", "25 ml"),
-        ("Liquid Foundation", "28 ml"),
-        ("Creamy Concealer", "7 ml"),
-        ("Pressed Powder Blush", "5 g"),
-        ("Satin Lipstick", "4 g"),
-        ("Long Wear Setting Spray", "100 ml"),
+        "Smooth Base Primer", "Liquid Foundation", "Creamy Concealer", "Pressed Powder Blush",
+        "Satin Lipstick", "Long Wear Setting Spray",
     ],
     "Shaving": [
-        ("Softening Pre Shave Oil", "50 ml"),
-        ("Cushion Shave Cream", "150 g"),
-        ("Cooling After Shave Balm", "100 ml"),
-        ("Conditioning Beard Oil", "30 ml"),
-        ("Shaping Beard Wax", "60 g"),
-        ("Charcoal Soap Bar", "120 g"),
+        "Pre Shave Oil", "Cushion Shave Cream", "Cooling After Shave Balm", "Conditioning Beard Oil",
+        "Shaping Beard Wax", "Charcoal Soap Bar",
     ],
-}
-VARIETIES = [
-    "Rose Water", "Green Tea", "Aloe Vera", "Oat Milk", "Lavender", "Wild Honey", "Cucumber", "Sea Kelp",
-    "Argan", "Coconut", "Shea Butter", "Chamomile", "Citrus", "Sandalwood", "Peppermint", "Vanilla",
-    "Jojoba", "Ginger Root", "Cedar", "Almond", "Bergamot", "Calendula", "White Clay", "Pomegranate",
+}  # fmt: skip
+PRODUCTS = [(category, product) for category, products in ROUTINES.items() for product in products]
+LINES = [
+    ("Fern & Stone", "Morning Dew"), ("Fern & Stone", "Quiet Forest"), ("Lumora", "Velvet Touch"),
+    ("Baker's Apothecary", "Old Town"), ("Nordhavn", "Arctic Light"), ("Nordhavn", "Harbor"),
+    ("Sol y Mar", "Siesta"), ("Caf\u00e9 Belle", "Soir"), ("Kiyomi", "Silk Road"), ("Oak & Ember", "Fireside"),
+    ("Lumora", "Clear Sky"), ("Honest Acre", "Harvest"), ("Bluebell", "Meadow Song"), ("Terra Nova", "Desert Rain"),
 ]  # fmt: skip
-BRANDS = [
-    ("Fern & Stone", "Morning Dew", "Quiet Forest"),
-    ("Lumora", "Velvet Touch", "Clear Sky"),
-    ("Baker's Apothecary", "Old Town", "Sunday Best"),
-    ("Nordhavn", "Arctic Light", "Harbor"),
-    ("Sol y Mar", "Siesta", "Costa Azul"),
-    ("Petal & Pine", "Secret Garden", "Winter Grove"),
-    ("Kiyomi", "Silk Road", "First Snow"),
-    ("Maison Vert", "Le Jardin", "Petit Matin"),
-    ("Honest Acre", "Farmhouse", "Harvest"),
-    ("Bluebell", "Meadow Song", "Tiny Blooms"),
-    ("Terra Nova", "Red Canyon", "Desert Rain"),
-    ("Oak & Ember", "Fireside", "Night Watch"),
-    ("Caf\u00e9 Belle", "Soir", "Grand Boulevard"),
-    ("Driftwood", "Low Tide", "Salt Air"),
-    ("Pure Theory", "Basics", "Lab Notes"),
-]
+SCENTS = [
+    "Rose Water", "Green Tea", "Lavender", "Wild Honey", "Sandalwood", "Coconut", "Bergamot", "Peppermint",
+    "Vanilla", "Aloe Vera", "Cedar", "Oat Milk",
+]  # fmt: skip
+SIZES = ["Full Size", "Travel Size", "Family Size"]
 
 
 @dataclass(frozen=True)
@@ -99,64 +91,75 @@ class Item:
     """One product of the store.
 
     Attributes:
-        asin: unique; in the order of lines, steps and varieties.
+        asin: unique; in the order of the routine, so that the purchases of one day stay in it.
         title: plain, before entities and blemishes.
         brand, category: as in the metadata.
-        line, step, variety: where it stands in the routines.
+        product, line, scent, size: places in the lists above.
     """
 
     asin: str
     title: str
     brand: str
     category: str
+    product: int
     line: int
-    step: int
-    variety: int
+    scent: int
+    size: int
 
 
 def make_items(rng: random.Random) -> list[Item]:
-    """Make the catalog: 30 lines x 6 products x 4 varieties, in the order in which lines follow each other."""
-    lines = [(brand, line) for brand, *names in BRANDS for line in names]
-    rng.shuffle(lines)
-    categories = list(ROUTINES)
-    varieties = {(category, step): rng.sample(VARIETIES, 4) for category in categories for step in range(6)}
+    """Make what the store sells, in the order of the routine."""
+    scents = [set(rng.sample(range(len(SCENTS)), SCENTS_PER_LINE)) for _ in LINES]
+    sizes = [set(rng.sample(range(len(SIZES)), SIZES_PER_PRODUCT)) for _ in PRODUCTS]
     items = []
-    for number, (brand, line) in enumerate(lines):
-        category = categories[number % len(categories)]
-        for step, (product, size) in enumerate(ROUTINES[category]):
-            for variety, name in enumerate(varieties[category, step]):
-                title = f"{brand} {line} {name} {product}, {size}"
-                asin = f"B{1000 + number * 31:04d}{step:02d}{variety}{_check_letters(title)}"
-                items.append(Item(asin, title, brand, category, number, step, variety))
+    slots = itertools.product(range(len(PRODUCTS)), range(len(LINES)), range(len(SCENTS)), range(len(SIZES)))
+    for number, (product, line, scent, size) in enumerate(slots):
+        if scent not in scents[line] or size not in sizes[product] or rng.random() > SOLD_SHARE:
+            continue
+        (category, name), (brand, series) = PRODUCTS[product], LINES[line]
+        title = f"{brand} {series} {SCENTS[scent]} {name}, {SIZES[size]}"
+        asin = f"B{100000 + number * 31:06d}{_check_letters(title)}"
+        items.append(Item(asin, title, brand, category, product, line, scent, size))
     return items
 
 
 def _check_letters(title: str) -> str:
-    """Two letters from the title, so that asins look like asins."""
+    """Three letters from the title, so that asins look like asins."""
     total = sum(index * ord(letter) for index, letter in enumerate(title, start=1))
-    return chr(65 + total % 26) + chr(65 + total // 26 % 26)
+    return "".join(chr(65 + total // 26**place % 26) for place in range(3))
 
 
 class Store:
-    """The catalog with its habits: what follows what, and what is popular."""
+    """What is sold, what sells best, what goes with what, and what is bought where the wanted thing is not sold."""
 
     def __init__(self, rng: random.Random) -> None:
         self.items = make_items(rng)
-        self.at = {(item.line, item.step, item.variety): item for item in self.items}
-        self.untitled = rng.sample(self.items, 14)
-        self.num_lines = len(BRANDS) * 2
-        fame = list(range(self.num_lines))
-        rng.shuffle(fame)  # fame has nothing to do with the place in the catalog
-        self.line_weights = [1 / (1 + rank) ** 0.9 for rank in fame]
-        self.item_weights = [self.line_weights[item.line] * VARIETY_WEIGHTS[item.variety] for item in self.items]
+        self.sold = {(item.product, item.line, item.scent, item.size): item for item in self.items}
+        self.untitled = rng.sample(self.items, 40)
+        self.bestsellers = [
+            rng.sample([item for item in self.items if item.product == product], BESTSELLERS)
+            for product in range(len(PRODUCTS))
+        ]
+        self.scents = [sorted({item.scent for item in self.items if item.line == line}) for line in range(len(LINES))]
+        # For each department: which of its lines goes well with which line of the department before.
+        self.goes_with = {category: rng.sample(range(len(LINES)), len(LINES)) for category in ROUTINES}
 
-    def draw_start(self, rng: random.Random) -> tuple[int, int, int]:
-        line = rng.choices(range(self.num_lines), self.line_weights)[0]
-        return line, rng.choice([0, 0, 0, 1, 2]), rng.choices(range(4), VARIETY_WEIGHTS)[0]
+    def closest(self, product: int, line: int, scent: int, size: int) -> Item:
+        """The wanted item, or the same in another size, or else in another scent."""
+        scents = sorted(self.scents[line], key=lambda other: (other - scent) % len(SCENTS))
+        sizes = (size, *range(len(SIZES)))
+        places = [(product, line, other, each) for other in (scent, *scents) for each in sizes]
+        return next(self.sold[place] for place in places if place in self.sold)
 
-    def after(self, line: int, step: int, variety: int) -> tuple[int, int, int]:
-        """The next product of the routine, or the first one of the line that goes well with this one."""
-        return (line, step + 1, variety) if step < 5 else ((line + 1) % self.num_lines, 0, variety)
+    def other_size(self, item: Item, rng: random.Random) -> Item:
+        """The same thing in another size, where it is sold in one."""
+        places = [(item.product, item.line, item.scent, size) for size in range(len(SIZES)) if size != item.size]
+        return rng.choice([self.sold[place] for place in places if place in self.sold] or [item])
+
+
+def draw(places: Sequence[int], rng: random.Random) -> int:
+    """Draw one of these lines or scents, the first ones more often."""
+    return rng.choices(places, [1 / rank**FAME for rank in range(1, len(places) + 1)])[0]
 
 
 def draw_length(rng: random.Random) -> int:
@@ -166,18 +169,31 @@ def draw_length(rng: random.Random) -> int:
 
 
 def walk(store: Store, length: int, rng: random.Random) -> list[Item]:
-    """Let one customer buy `length` different items, following the routine most of the time."""
-    place = store.draw_start(rng)
-    bought = [store.at[place]]
+    """Let one customer buy `length` different items, in the order of the routine most of the time."""
+    line = draw(range(len(LINES)), rng)
+    scent, size = draw(store.scents[line], rng), rng.choices(range(len(SIZES)), SIZE_WEIGHTS)[0]
+    product, steps = rng.randrange(len(PRODUCTS)), 0
+    bought: list[Item] = []
     while len(bought) < length:
         habit = rng.random()
-        if habit < FOLLOW_ROUTINE:
-            place = store.after(*place)
-            item = store.at[place]
-        elif habit < FOLLOW_ROUTINE + OTHER_VARIETY:
-            item = store.at[place[0], place[1], rng.randrange(4)]
+        if bought and habit < SAME_PRODUCT:
+            item = store.other_size(bought[-1], rng)
         else:
-            item = rng.choices(store.items, store.item_weights)[0]
+            product, steps = (product + 1) % len(PRODUCTS), steps + 1
+            category = PRODUCTS[product][0]
+            if category != PRODUCTS[product - 1][0]:
+                line = store.goes_with[category][line]
+            if steps % len(PRODUCTS) == 0:  # after a whole round, another scent: nothing is bought twice
+                scent = draw(store.scents[line], rng)
+            if habit > 1 - BESTSELLER:
+                item = rng.choice(store.bestsellers[product])
+            else:
+                item = store.closest(
+                    product,
+                    draw(range(len(LINES)), rng) if rng.random() < OTHER_LINE else line,
+                    draw(store.scents[line], rng) if rng.random() < OTHER_SCENT else scent,
+                    rng.randrange(len(SIZES)) if rng.random() < OTHER_SIZE else size,
+                )
         if item not in bought:
             bought.append(item)
     return bought
@@ -205,16 +221,12 @@ def make_purchases(store: Store, rng: random.Random) -> list[dict]:
 
 
 def spoil_titles(store: Store, rng: random.Random) -> dict[str, str | None]:
-    """Give the titles the blemishes of the real file.
-
-    Returns:
-        asin to raw title: HTML entities, stray blanks, 1 % shared by two items, 2 % empty or missing (None).
-    """
+    """Raw titles by asin: with entities, stray blanks, 1 % shared by two items, some empty or missing (None)."""
     items = store.items
     titles = {item.asin: html.escape(item.title).replace("\u00e9", "&eacute;") for item in items}
-    for item in rng.sample(items, 20):
+    for item in rng.sample(items, len(items) // 36):
         titles[item.asin] = " " + titles[item.asin].replace(", ", ",  ")
-    for first, second in rng.sample(list(zip(items[::4], items[1::4])), 7):
+    for first, second in rng.sample(list(zip(items[::4], items[1::4])), len(items) // 100):
         titles[second.asin] = titles[first.asin]
     for number, item in enumerate(store.untitled):
         titles[item.asin] = None if number else "   "
@@ -232,7 +244,7 @@ def make_metadata(store: Store, rng: random.Random) -> list[str]:
         if rng.random() < 0.8:
             record["price"] = round(rng.uniform(4, 40), 2)
         lines.append(ascii(record))
-    for item in store.items[::24]:
+    for item in store.items[::120]:
         gift = f"{html.escape(item.brand)} Gift Set, {item.category}"
         lines.append(ascii({"asin": "B9" + item.asin[2:], "title": gift, "brand": item.brand}))
     del lines[37], lines[403]  # sold, but unknown to the metadata
@@ -258,11 +270,7 @@ def break_lines(lines: list[str], count: int, rng: random.Random) -> list[str]:
 
 
 def make() -> dict[str, bytes]:
-    """Make both raw files; the same bytes on every machine.
-
-    Returns:
-        file name to gzipped bytes.
-    """
+    """Make both raw files as gzipped bytes by file name; the same on every machine."""
     rng = random.Random(SEED)
     store = Store(rng)
     texts = {"reviews_Sample_5.json.gz": make_reviews(store, rng), "meta_Sample.json.gz": make_metadata(store, rng)}
@@ -282,3 +290,11 @@ def write(raw_dir: Path) -> Path:
     for name, content in make().items():
         write_atomically(Path(raw_dir) / name, lambda path, content=content: path.write_bytes(content))
     return Path(raw_dir)
+
+
+def main() -> None:
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT_ROOT / "data" / "sample" / "raw")
+
+
+if __name__ == "__main__":
+    main()
