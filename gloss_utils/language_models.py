@@ -132,37 +132,50 @@ def load_base(
 
 
 def load(source: str, quantize: bool = True, engine: str = "transformers", max_seq_length: int = 1024):
-    """Load a model and its tokenizer from a directory or the hub; PAD is distinct from EOS where that is possible.
+    """Load a model and its tokenizer (see `load_tokenizer`) from a directory or the hub."""
+    free_memory()
+    logging.disable_progress_bar()  # that of copying parameters into place, once per load; downloads have their own
+    tokenizer = load_tokenizer(source)
+    if engine == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model, _ = FastLanguageModel.from_pretrained(
+            model_name=source, max_seq_length=max_seq_length, dtype=None, load_in_4bit=quantize
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, **_loading_options(quantize))
+    return tell_special_tokens(model, tokenizer), tokenizer
+
+
+def load_tokenizer(source: str):
+    """Load a tokenizer from a directory or the hub, and give it a PAD that is not EOS where it can have one.
+
+    With PAD = EOS, a mask made by token number would hide the EOS too, and the model would never learn to
+    stop. Our masks are made by position, so EOS is a safe last resort for a vocabulary without a spare token.
 
     Raises:
         FileNotFoundError: it is neither on this disk nor to be had from the hub.
     """
-    free_memory()
-    logging.disable_progress_bar()  # that of copying parameters into place, once per load; downloads have their own
     try:
         check_reachable(source)
-        if engine == "unsloth":
-            from unsloth import FastLanguageModel
-
-            model, tokenizer = FastLanguageModel.from_pretrained(
-                model_name=source, max_seq_length=max_seq_length, dtype=None, load_in_4bit=quantize
-            )
-        else:
-            tokenizer = load_tokenizer(source)
-            model = AutoModelForCausalLM.from_pretrained(source, **_loading_options(quantize))
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise FileNotFoundError(
             f"model '{Path(source).name if Path(source).is_absolute() else source}' is not on this disk and the "
             "hub did not give it: with a network, run `hf download` for it and set MODEL to that directory, or take "
             f"MODEL=tiny-llama, which needs no download ({str(error).splitlines()[0]})"
         ) from error
-    set_padding_token(model, tokenizer)
-    return model, tokenizer
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        spare = [token for token in PAD_CANDIDATES if token in tokenizer.get_vocab()]
+        tokenizer.pad_token = spare[0] if spare else tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
 
 
-def load_tokenizer(source: str):
-    """Load a tokenizer from a directory or by its Hugging Face id."""
-    return AutoTokenizer.from_pretrained(source)
+def tell_special_tokens(model, tokenizer):
+    """Tell a model its tokenizer's PAD and EOS."""
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
 
 
 def _loading_options(quantize: bool) -> dict:
@@ -207,20 +220,6 @@ def keep_trainable(model) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def set_padding_token(model, tokenizer) -> None:
-    """Give the tokenizer a PAD that is not EOS, and tell the model.
-
-    With PAD = EOS, a mask made by token number would hide the EOS too, and the model would never learn to
-    stop. Our masks are made by position, so EOS is a safe last resort for a vocabulary without a spare token.
-    """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        vocabulary = tokenizer.get_vocab()
-        spare = [token for token in PAD_CANDIDATES if token in vocabulary]
-        tokenizer.pad_token = spare[0] if spare else tokenizer.unk_token or tokenizer.eos_token
-    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-
-
 def read_run(paths: DatasetPaths, model: str) -> dict:
     """Read a model's `run.json`: settings, versions, data, and how it went."""
     return json.loads(paths.require(paths.run_json(model), "adapter").read_text())
@@ -259,9 +258,8 @@ def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
     if method == "full":
         return for_generation(*load(adapter, False, engine, max_seq_length))
     base, _ = load_base(run["model"], paths, method == "qlora", engine, max_seq_length)
-    network, tokenizer = PeftModel.from_pretrained(base, adapter), load_tokenizer(adapter)
-    set_padding_token(network, tokenizer)
-    return for_generation(network, tokenizer)
+    tokenizer = load_tokenizer(adapter)
+    return for_generation(tell_special_tokens(PeftModel.from_pretrained(base, adapter), tokenizer), tokenizer)
 
 
 def for_generation(model, tokenizer):

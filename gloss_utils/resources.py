@@ -26,8 +26,8 @@ TIMEOUT = 10  # seconds for the one question to the hub
 NF4_BYTES = (4 + 0.127) / 8
 BF16_BYTES = 2
 ADAMW_BYTES = 4 + 4 + 4 + 4  # fp32: the parameter, its gradient, and two moments
-# Hidden size, layers, heads, MLP size, whether the head is the embedding; then what the primer says: trainable
-# parameters in millions, and the peak in GB that "VRAM usage" stays under.
+# Hidden size, layers, heads, MLP size, whether the head is the embedding; then the trainable
+# parameters in millions (paper, 4.1.4) and the peak in GB that "VRAM usage" stays below (primer).
 LLAMAS = {
     "llama-3.2-1b": (2048, 16, 32, 8192, True, 11, 4.0),
     "llama-3.2-3b": (3072, 28, 24, 8192, True, 24, 5.5),
@@ -188,15 +188,15 @@ def estimate_memory(config: LlamaConfig, rank: int = 16, batch_size: int = 4, to
 
 
 def memory_table(rank: int = 16, batch_size: int = 4, tokens: int = 1024) -> pd.DataFrame:
-    """Put trainable parameters and estimated peaks (GB) of three Llamas beside the primer's, one row per model."""
+    """Trainable parameters and estimated peak (GB) of three Llamas beside the paper's count and the primer's peak."""
     rows = []
-    for model, (*_, primer_millions, primer_peak) in LLAMAS.items():
+    for model, (*_, paper_millions, primer_peak) in LLAMAS.items():
         config = llama_config(model)
         rows.append(
             {
                 "model": model,
                 "trainable_millions": count_parameters(config, rank)["adapter"] / 1e6,
-                "primer_trainable_millions": primer_millions,
+                "paper_trainable_millions": paper_millions,
                 **estimate_memory(config, rank, batch_size, tokens),
                 "primer_peak": primer_peak,
             }

@@ -279,11 +279,11 @@ def test_auto_follows_the_run_and_a_name_does_not(toy, monkeypatch, engine, expe
     assert asked == [expected]
 
 
-def test_padding_token_is_not_eos():
-    model = types.SimpleNamespace(config=types.SimpleNamespace(), generation_config=types.SimpleNamespace())
-    tokenizer = tiny_llama.train_tokenizer(ITEMS, vocab_size=400)
+def test_padding_token_is_not_eos(shop):
+    _, tokenizer = language_models.load_base("tiny-llama", shop.paths)
     tokenizer.pad_token = tokenizer.eos_token
-    language_models.set_padding_token(model, tokenizer)
+    tokenizer.save_pretrained(shop.paths.base_model("tiny-llama"))
+    model, tokenizer = language_models.load_base("tiny-llama", shop.paths)
     assert tokenizer.pad_token == "<|finetune_right_pad_id|>"
     assert model.config.pad_token_id == tokenizer.pad_token_id != model.generation_config.eos_token_id
 

@@ -11,7 +11,7 @@ from gloss_utils import resources
 
 
 @pytest.mark.parametrize(("model", "millions"), [("llama-3.2-1b", 11), ("llama-3.2-3b", 24), ("llama-3.1-8b", 42)])
-def test_trainable_parameters_are_the_primers(model, millions):
+def test_trainable_parameters_are_the_papers(model, millions):
     counts = resources.count_parameters(resources.llama_config(model), rank=16)
     assert round(counts["adapter"] / 1e6) == millions
 
