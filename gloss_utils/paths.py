@@ -1,22 +1,26 @@
 """Where every artifact lives. No other module knows a file name."""
 
 import difflib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RAW = PROJECT_ROOT / "data/sample/raw"
 DATASETS = ("sample", "beauty", "toys", "sports")
 
 # Which notebook makes which artifact: what an error message tells the reader to run.
-MADE_BY = {"interactions": "01", "catalog": "01", "splits": "01", "base model": "03", "adapter": "03"}
+MADE_BY = {"interactions": "01", "catalog": "01", "splits": "01", "report": "01", "base model": "03", "adapter": "03"}
 MADE_BY |= {"queries": "04", "metrics": "05", "results": "02"}
 
 
@@ -99,6 +103,11 @@ class DatasetPaths:
             f"run notebook {MADE_BY[artifact]} with DATASET={self.dataset}"
         )
 
+    def read(self, path: Path, artifact: str, read: Callable[[Path], Any]) -> Any:
+        """`read` an artifact; where it is missing or damaged, say which notebook makes it."""
+        again = f"delete it and run notebook {MADE_BY[artifact]} with DATASET={self.dataset}"
+        return read_file(self.require(path, artifact), read, again)
+
 
 def dataset_paths(dataset: str = "sample", data_dir: str | Path = "data") -> DatasetPaths:
     """Locate a dataset: a name under `data_dir`, or a directory of one's own (anything with a slash).
@@ -106,10 +115,20 @@ def dataset_paths(dataset: str = "sample", data_dir: str | Path = "data") -> Dat
     >>> dataset_paths("sample").catalog.relative_to(PROJECT_ROOT).as_posix()
     'data/sample/catalog.parquet'
     """
-    if "/" in dataset or "\\" in dataset:
-        root = resolve(dataset)
-        return DatasetPaths(root.name, root)
-    return DatasetPaths(dataset, resolve(data_dir) / dataset)
+    own = "/" in str(dataset) or "\\" in str(dataset)
+    root = resolve(dataset if own else Path(data_dir) / str(dataset))
+    if dataset in ("", ".", "..") or root.resolve() in (PROJECT_ROOT, *PROJECT_ROOT.parents):
+        raise ValueError(f"unknown DATASET '{dataset}': give a name, or a directory of its own such as ./my_store")
+    return DatasetPaths(root.name if own else dataset, root)
+
+
+def find_dataset(dataset: str = "sample", data_dir: str | Path = "data") -> DatasetPaths:
+    """As `dataset_paths`, for a name that is known or was prepared here; any other is refused with the nearest."""
+    paths = dataset_paths(dataset, data_dir)
+    made = [path.parent.name for path in paths.root.parent.glob("*/interactions.parquet")]
+    if paths.dataset == dataset:
+        check_choice(dataset, {*DATASETS, *made}, "DATASET", f"; a directory of your own has a slash: ./{dataset}")
+    return paths
 
 
 def figure_path(figures_dir: str | Path, dataset: str, name: str) -> Path:
@@ -123,17 +142,41 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     An interrupted run leaves the old file or none, never half of a new one.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        temporary = Path(scratch) / path.name
-        write(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+            temporary = Path(scratch) / path.name
+            write(temporary)
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{show(path)} cannot be written ({reason}): make room, or set DATA_DIR elsewhere") from error
     return path
 
 
-def check_choice(value: str, choices: Iterable[str], what: str) -> str:
+def read_file(path: Path, read: Callable[[Path], Any], remedy: str) -> Any:
+    """Let `read` open a file; whatever damage it stumbles over becomes one sentence that ends in the remedy."""
+    try:
+        return read(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # each library has its own
+        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        raise ValueError(f"{show(path)} is damaged or no such file ({reason}): {remedy}") from error
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a file's lock; without `wait` a BlockingIOError where somebody else has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def check_choice(value: str, choices: Iterable[str], what: str, more: str = "") -> str:
     """Return `value` if it is one of `choices`; `what` names the kind ("policy") in the ValueError.
 
     >>> check_choice("scor", ["score", "rrf"], "policy")
@@ -146,7 +189,21 @@ def check_choice(value: str, choices: Iterable[str], what: str) -> str:
         return value
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ValueError(f"unknown {what} '{value}': {hint}Known: {', '.join(choices)}")
+    raise ValueError(f"unknown {what} '{value}': {hint}Known: {', '.join(choices)}{more}")
+
+
+def check_number(value: float, what: str, least: float, most: float = float("inf"), whole: bool = True) -> None:
+    """Refuse what is no number, NaN, no whole number, or outside least..most, in one ValueError.
+
+    >>> check_number(0, "k", 1)
+    Traceback (most recent call last):
+    ...
+    ValueError: k is 0: it must be a whole number from 1 up
+    """
+    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not right or not least <= value <= most:
+        span = f"{least:,} up" if most == float("inf") else f"{least:,} to {most:,}"
+        raise ValueError(f"{what} is {value!r}: it must be a {'whole ' * whole}number from {span}")
 
 
 def digest(value: object) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from datasets import DatasetDict
 
 from . import prompts, raw_files, splits
-from .paths import check_choice, dataset_paths, resolve, show, write_atomically
+from .paths import check_choice, check_number, dataset_paths, resolve, show, write_atomically
 
 CATEGORIES = {"sample": "Sample", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
 
@@ -103,6 +103,7 @@ def prepare(
     columns: dict[str, str] | None = None,
     seed: int = 42,
     progress: bool = True,
+    time_format: str = "",
 ) -> splits.Prepared:
     """Turn raw files into interactions, catalog and splits, and write them.
 
@@ -113,12 +114,15 @@ def prepare(
         max_users: keep a seeded sample of so many users; 0 for all.
         columns: for files of one's own: their names for `user, item, timestamp, title`.
         seed: of the shuffle and of the sample.
+        time_format: of one's own timestamps where they are neither ISO dates nor seconds, see `raw_files.to_seconds`.
     """
     check_choice(tie_order, splits.TIE_ORDERS, "tie order")
+    check_number(max_users, "max_users", 0)
+    check_number(seed, "seed", 0)
     paths, report = dataset_paths(dataset, data_dir), Report()
     raw = resolve(raw_dir) if raw_dir else paths.raw
     if "/" in dataset or "\\" in dataset:
-        reviews, items = raw_files.read_tables(raw, columns or {})
+        reviews, items = raw_files.read_tables(raw, columns or {}, time_format)
         report.add("rows read", reviews, 0)
     else:
         reviews, items = _read_category(dataset, raw, report, progress)
@@ -141,7 +145,8 @@ def category_files(dataset: str, raw_dir: str | Path) -> tuple[Path, Path]:
     >>> [path.name for path in category_files("toys", "raw")]
     ['reviews_Toys_and_Games_5.json.gz', 'meta_Toys_and_Games.json.gz']
     """
-    category = CATEGORIES[check_choice(dataset, CATEGORIES, "data set")]
+    own = f"; a directory of your own has a slash: ./{dataset}"
+    category = CATEGORIES[check_choice(dataset, CATEGORIES, "data set", own)]
     raw = resolve(raw_dir)
     return raw / f"reviews_{category}_5.json.gz", raw / f"meta_{category}.json.gz"
 
@@ -167,6 +172,8 @@ def _write(prepared: splits.Prepared) -> None:
     write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))
     write_atomically(paths.interactions, lambda path: prepared.interactions.to_parquet(path, index=False))
     write_atomically(paths.catalog, lambda path: prepared.catalog.to_parquet(path, index=False))
+    for rows in prepared.splits.values():  # the splits come last: what they are made of is then on the disk
+        rows.info.description = prepared.fingerprint
     write_atomically(paths.splits, lambda path: _save_quietly(prepared.splits, path))
 
 

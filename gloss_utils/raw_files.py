@@ -6,19 +6,22 @@ import http
 import json
 import os
 import re
+import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 from tqdm.auto import tqdm
 
-from .paths import check_choice, show
+from .paths import check_choice, read_file, show
 
 MAX_BROKEN_SHARE = 0.01  # above this the file is not what it should be
 BLOCK_BYTES = 8 << 20  # text held at a time while reading; bounds the memory
@@ -32,6 +35,7 @@ META_START = re.compile(r"^\{'asin': '([^'\\]*)'.*\}\s*$")
 COLUMN_ROLES = {"user": "user", "item": "item", "timestamp": "timestamp", "title": "title"}
 # A number of seconds since 1970 stays below this until the year 5138; finer units are far above it.
 MAX_SECONDS = 100_000_000_000
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 # The hosts of McAuley's Amazon data of 2014, tried in this order.
 ADDRESSES = (
@@ -40,6 +44,8 @@ ADDRESSES = (
 )
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 20
+PATIENCE_SECONDS, LEAST_PACE = 60, 1000  # after so long, a host that sent fewer bytes per second is given up
+GZIP_START = b"\x1f\x8b"
 
 
 @dataclass
@@ -112,7 +118,9 @@ def _parse_review_block(block: bytes, broken: BrokenLines) -> pa.Table:
     options = pa.json.ParseOptions(explicit_schema=REVIEW_FIELDS, unexpected_field_behavior="ignore")
     try:
         table = pa.json.read_json(pa.BufferReader(block), pa.json.ReadOptions(use_threads=False), options)
-        if len(table) == _count_lines(block) and not any(table[name].null_count for name in REQUIRED_FIELDS):
+        blank = [pc.any(pc.equal(pc.utf8_trim_whitespace(table[name]), "")).as_py() for name in REQUIRED_FIELDS[:2]]
+        missing = any(table[name].null_count for name in REQUIRED_FIELDS)
+        if len(table) == _count_lines(block) and not missing and not any(blank):
             return table.select(REVIEW_FIELDS.names)
     except pa.ArrowInvalid:
         pass
@@ -131,11 +139,14 @@ def _parse_review(line: bytes) -> dict | None:
     try:
         record = json.loads(line)
         user, asin, timestamp = (record[name] for name in REQUIRED_FIELDS)
-    except (ValueError, KeyError, TypeError):
+        f"{user}{asin}".encode()  # a lone surrogate has no UTF-8
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     rating = record.get("overall")
     types = type(user), type(asin), type(timestamp)
     if types != (str, str, int) or abs(timestamp) > MAX_TIMESTAMP or type(rating) not in (int, float, type(None)):
+        return None
+    if not user.strip() or not asin.strip():
         return None
     return {"reviewerID": user, "asin": asin, "unixReviewTime": timestamp, "overall": rating}
 
@@ -169,17 +180,19 @@ def read_metadata(path: Path, wanted: set[str], progress: bool = True) -> tuple[
 def _parse_item(text: str) -> dict | None:
     try:
         item = ast.literal_eval(text.strip())
-    except (SyntaxError, ValueError):
+        f"{item['asin']}{item.get('title')}".encode()  # a lone surrogate has no UTF-8
+    except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
         return None
-    return item if isinstance(item, dict) and isinstance(item.get("asin"), str) else None
+    return item if isinstance(item["asin"], str) else None
 
 
-def read_tables(raw_dir: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_tables(raw_dir: Path, columns: dict[str, str], time_format: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read one's own `interactions` and `items`, each a CSV or Parquet file in `raw_dir`.
 
     Args:
         raw_dir: the folder of the two files.
         columns: what they call `user, item, timestamp, title`; what is left out keeps that name.
+        time_format: see `to_seconds`.
 
     Returns:
         reviews (`reviewer_id, asin, timestamp` in int64 seconds) and items (`asin, title`).
@@ -191,7 +204,7 @@ def read_tables(raw_dir: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, p
     items = _read_table(raw_dir, "items", [names["item"], names["title"]])
     interactions.columns = ["reviewer_id", "asin", "timestamp"]
     items.columns = ["asin", "title"]
-    interactions["timestamp"] = to_seconds(interactions["timestamp"])
+    interactions["timestamp"] = to_seconds(interactions["timestamp"], time_format)
     return interactions.astype({"reviewer_id": str, "asin": str}), items.astype({"asin": str})
 
 
@@ -199,46 +212,60 @@ def _read_table(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
     found = [path for path in (raw_dir / f"{name}.parquet", raw_dir / f"{name}.csv") if path.exists()]
     if not found:
         raise FileNotFoundError(f"no {name}.csv or {name}.parquet in {show(raw_dir)}: put one there")
+    if len(found) > 1:
+        raise ValueError(f"both {name}.parquet and {name}.csv are in {show(raw_dir)}: keep one of them")
     path = found[0]
     if path.suffix == ".csv":  # ids are text: '007' must not become 7, nor 'NA' a missing value
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        read = partial(pd.read_csv, dtype=str, keep_default_na=False, na_values=[""])
     else:
-        table = pd.read_parquet(path)
+        read = pd.read_parquet
+    table = read_file(path, read, "save it as CSV in UTF-8, with commas, or as Parquet")
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(
-            f"{path.name} has no column '{missing[0]}': it has {', '.join(table.columns)}; "
-            f'name yours, as in columns={{"user": "{table.columns[0]}"}}'
+            f"{path.name} has no column '{missing[0]}': it has {', '.join(map(str, table.columns))}; "
+            f'separate them by commas, and name yours, as in columns={{"user": "{table.columns[0]}"}}'
         )
-    empty = table[columns[:2]].isna().to_numpy()  # ids; a missing title is dealt with later
-    if name == "interactions" and empty.any():
+    ids = table[columns[: 2 if name == "interactions" else 1]]  # a missing title is dealt with later
+    empty = (ids.isna() | (ids.astype(str).apply(lambda column: column.str.strip()) == "")).to_numpy()
+    if empty.any():
         row, column = np.argwhere(empty)[0]
         raise ValueError(f"row {row + 1} of {path.name} has no '{columns[column]}': fill it or drop the row")
     return table[columns].copy()
 
 
-def to_seconds(timestamps: pd.Series) -> pd.Series:
-    """Turn seconds, milliseconds (or finer), dates, or text of any of these into int64 seconds since 1970.
+def to_seconds(timestamps: pd.Series, time_format: str = "") -> pd.Series:
+    """Turn ISO dates, or seconds, milliseconds (or finer) since 1970, or text of these into int64 seconds.
+
+    `time_format` says what other dates are like ("%d.%m.%Y"), or the unit of the numbers ("s", "ms", "us", "ns").
 
     >>> to_seconds(pd.Series(["2014-07-23", "2014-07-24"])).tolist()
     [1406073600, 1406160000]
     """
-    values = pd.to_numeric(timestamps, errors="coerce")
-    dated = pd.api.types.is_datetime64_any_dtype(timestamps) or values.isna().all()
+    if time_format and "%" not in time_format:
+        check_choice(time_format, UNITS, "time format", ", or a date's such as %d.%m.%Y")
+    numbers = pd.to_numeric(timestamps, errors="coerce").astype(float)
+    dated = pd.api.types.is_datetime64_any_dtype(timestamps) or numbers.isna().all() or "%" in time_format
     if dated:
-        values = pd.to_datetime(timestamps, errors="coerce", utc=True)
-    if values.isna().any():
-        row = int(np.argmax(values.isna().to_numpy()))
+        text = timestamps.astype(str) if "%" in time_format else timestamps
+        values = pd.to_datetime(text, format=time_format or "ISO8601", errors="coerce", utc=True)
+        wrong = values.isna()
+    else:
+        likely = [unit for unit in UNITS.values() if numbers.abs().median() / unit <= MAX_SECONDS]
+        unit = UNITS.get(time_format) or (likely or [1])[0]
+        seconds = numbers.abs() / unit
+        wrong = ~(seconds <= MAX_SECONDS)  # NaN too
+        if not time_format:  # 20140513 is a date in disguise; a finer unit's numbers lie above the coarser one's
+            wrong |= numbers.between(19_900_101, 21_001_231).all() | (unit > 1) & (seconds * 1000 <= MAX_SECONDS)
+    if wrong.any():
+        row = int(np.argmax(wrong.to_numpy()))
         raise ValueError(
-            f"timestamp {timestamps.iloc[row]!r} in row {row + 1} of the interactions cannot be read: "
-            "use seconds, milliseconds or dates"
+            f"timestamp {timestamps.iloc[row]!r} in row {row + 1} of the interactions cannot be read with certainty: "
+            "use seconds or dates such as 2014-07-23, or say time_format (TIME_FORMAT in notebook 01)"
         )
     if dated:
         return values.astype("datetime64[s, UTC]").astype("int64")
-    unit = 1
-    while np.abs(values.median()) / unit > MAX_SECONDS:
-        unit *= 1000  # milliseconds, microseconds, nanoseconds
-    return (values // unit).astype("int64")
+    return (pd.to_numeric(timestamps) // unit).astype("int64")
 
 
 def fetch(path: Path, progress: bool = True, addresses: tuple[str, ...] = ()) -> Path:
@@ -264,19 +291,31 @@ def fetch(path: Path, progress: bool = True, addresses: tuple[str, ...] = ()) ->
 
 
 def _fetch_into(part: Path, address: str, progress: bool) -> None:
-    """Append what is missing, and check the size."""
-    have = part.stat().st_size if part.exists() else 0
+    """Append what is missing, and check that it is gzip and as long as the host said."""
+    have = part.stat().st_size if part.exists() and _is_gzip(part) else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         have = have if resumed else 0  # a host that ignores the range sends everything again
-        total = have + int(response.headers.get("Content-Length", 0))
+        if "Content-Length" not in response.headers:
+            raise OSError("the host does not say how long the file is")
+        total, started, first = have + int(response.headers["Content-Length"]), time.monotonic(), have
         with (
             part.open("ab" if resumed else "wb") as out,
             tqdm(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True, disable=not progress) as bar,
         ):
-            while chunk := response.read(CHUNK_BYTES):
+            while chunk := response.read1(CHUNK_BYTES):  # read() waits for a whole chunk, however slowly it drips
                 out.write(chunk)
                 bar.update(len(chunk))
+                seconds = time.monotonic() - started
+                if seconds > PATIENCE_SECONDS and out.tell() - first < LEAST_PACE * seconds:
+                    raise OSError(f"only {out.tell() - first} bytes came in {seconds:.0f} s")
     if part.stat().st_size != total:
         raise OSError(f"{part.stat().st_size} of {total} bytes came; run it again to resume")
+    if not _is_gzip(part):
+        raise OSError("what came is no gzip file")
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == GZIP_START

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import generate_random_fingerprint
 
 from . import prompts
-from .paths import DatasetPaths, check_choice, dataset_paths
+from .paths import DatasetPaths, check_choice, check_number, digest, find_dataset, show
 
 MIN_INTERACTIONS = 3  # one item to train on, one to predict, and one to hold out
 VALIDATION_SHARE = 0.05
@@ -47,6 +48,12 @@ class Prepared:
     def sampled(self) -> bool:
         """Whether notebook 01 kept only a sample of the users (`MAX_USERS`)."""
         return bool(self.report["step"].str.startswith("a sample of").any())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tell one generation of interactions, catalog and report from another; `prepare` keeps it in the splits."""
+        frames = [frame for frame in (self.interactions, self.catalog, self.report) if frame is not None]
+        return digest([pd.util.hash_pandas_object(frame, index=False).tolist() for frame in frames])
 
     def item_numbers(self, asins) -> np.ndarray:
         """Look up the catalog rows of some asins; -1 where there is none."""
@@ -187,12 +194,18 @@ def _to_dataset(table: pa.Table) -> Dataset:
 
 def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Prepared:
     """Open what notebook 01 wrote; FileNotFoundError where it has not run for this dataset."""
-    paths = dataset_paths(dataset, data_dir)
-    interactions = pd.read_parquet(paths.require(paths.interactions, "interactions"))
-    catalog = pd.read_parquet(paths.require(paths.catalog, "catalog"))
-    splits = datasets.load_from_disk(str(paths.require(paths.splits, "splits")))
-    report = pd.read_csv(paths.report, keep_default_na=False)
-    return Prepared(paths.dataset, paths, interactions, catalog, splits, report)
+    paths = find_dataset(dataset, data_dir)
+    interactions = paths.read(paths.interactions, "interactions", pd.read_parquet)
+    catalog = paths.read(paths.catalog, "catalog", pd.read_parquet)
+    splits = paths.read(paths.splits, "splits", lambda path: datasets.load_from_disk(str(path)))
+    report = paths.read(paths.report, "report", lambda path: pd.read_csv(path, keep_default_na=False))
+    prepared = Prepared(paths.dataset, paths, interactions, catalog, splits, report)
+    if {rows.info.description for rows in splits.values()} != {prepared.fingerprint}:
+        raise ValueError(
+            f"{show(paths.splits)} was made from other interactions, catalog or report than those beside it: "
+            f"run notebook 01 with DATASET={paths.dataset} again"
+        )
+    return prepared
 
 
 def load_task(prepared: Prepared, split: str = "test") -> Task:
@@ -215,7 +228,8 @@ def followed_user(task: Task, reviewer_id: str = "") -> int:
 
 def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:
     """Draw `max_users` users (0: all) that chapters 04 and later share, in the task's order."""
-    if max_users <= 0 or max_users >= len(task):
+    check_number(max_users, "max_users", 0)
+    if max_users == 0 or max_users >= len(task):
         return task
     return task.take(np.sort(np.random.default_rng(seed).permutation(len(task))[:max_users]))
 

@@ -254,7 +254,7 @@ def test_a_missing_user_is_an_error(tmp_path):
         raw_data.prepare(str(write_tables(tmp_path / "s", interactions=interactions)))
 
 
-CONTENT = bytes(range(256)) * 40
+CONTENT = raw_files.GZIP_START + bytes(range(256)) * 40
 
 
 class Host(http.server.BaseHTTPRequestHandler):
@@ -311,7 +311,7 @@ def test_a_broken_connection_is_resumed(host, tmp_path):
 
 def test_a_host_without_ranges_starts_again(host, tmp_path):
     path = tmp_path / "meta_Beauty.json.gz"
-    path.with_name(path.name + ".part").write_bytes(b"old half")
+    path.with_name(path.name + ".part").write_bytes(CONTENT[:2] + b"old half")
     assert fetch(host, path, "norange/").read_bytes() == CONTENT
 
 
