@@ -40,8 +40,8 @@ SAMPLE = TrainingSettings(
 )
 KEPT = ["group", "variant", "reviewer_id", "recall@5"]
 NUMBERS = ["best_validation_loss", "trainable_parameters"]
-NEW_TOKENS = 30  # room for any answer of the sample store
-SHORT = 80  # tokens of prompt and answer: six of seven histories of the sample store do not fit
+NEW_TOKENS = 24  # room for any answer of the sample store, whose titles have at most 15
+SHORT = 60  # tokens of prompt and answer: seven of ten histories of the sample store do not fit
 # (group, variant): settings. A full-precision model with all parameters free wants a smaller learning rate.
 VARIANTS = {
     ("stage", "QLoRA"): SAMPLE,

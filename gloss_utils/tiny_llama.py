@@ -52,7 +52,7 @@ class Recipe:
     num_heads: int = 4
     num_kv_heads: int = 2
     mlp_size: int = 384
-    epochs: int = 30
+    epochs: int = 4
     block_length: int = 128
     batch_size: int = 16
     learning_rate: float = 3e-3
