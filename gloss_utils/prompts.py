@@ -8,7 +8,7 @@ shows a stray backtick instead). A model fine-tuned by the authors has only ever
 import bisect
 from collections.abc import Sequence
 
-MAX_TITLE_WORDS = 25  # the authors' cut, appendix B
+MAX_TITLE_WORDS = 25  # as the authors' code cuts
 ITEM_PREFIX = "Title: "
 PROMPT_HEADER = (
     "Below is a customer's purchase history on Amazon, listed in chronological order (earliest to latest). \n"

@@ -42,7 +42,7 @@ class Report:
 
 
 def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Apply the paper's filters, in its order (appendix B); the report gets a row per step.
+    """Apply the filters of the authors' code, in its order; the report gets a row per step.
 
     Returns:
         interactions (`reviewer_id, asin, timestamp`, ties in asin order) and catalog (`asin, title, text`).
