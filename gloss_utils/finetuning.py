@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from . import language_models, prompts, resources
-from .paths import DatasetPaths, check_choice, digest, write_atomically
+from .paths import DatasetPaths, check_choice, check_number, digest, read_file, read_json, write_atomically
 from .splits import Prepared
 
 LOG_COLUMNS = ["step", "epoch", "split", "loss", "learning_rate", "step_seconds", "tokens_per_second"]
@@ -34,11 +35,10 @@ CHOICES = {
 }
 AT_LEAST = {
     **dict.fromkeys(["rank", "alpha", "epochs", "batch_size", "gradient_accumulation", "patience"], 1),
-    **dict.fromkeys(
-        ["dropout", "warmup_steps", "weight_decay", "max_steps", "evaluations", "validation_users", "seed"], 0
-    ),
+    **dict.fromkeys(["warmup_steps", "max_steps", "evaluations", "validation_users", "seed"], 0),
     "max_seq_length": 2,
 }
+SHARES = {"learning_rate": (1e-15, 10), "dropout": (0, 0.99), "weight_decay": (0, 10), "user_share": (1e-9, 1)}
 WINDOW = 32  # batches: enough for like lengths, few enough that an epoch is still well mixed
 MAY_CHANGE = ("patience",)  # of the settings, when a run is resumed
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -95,14 +95,9 @@ class TrainingSettings:
         for name, choices in CHOICES.items():
             check_choice(getattr(self, name), choices, name)
         for name, least in AT_LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must lie above 0")
-        if not self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: it must lie below 1")
-        if not 0 < self.user_share <= 1:
-            raise ValueError(f"user_share is {self.user_share}: it must lie above 0 and at most at 1")
+            check_number(getattr(self, name), name, least)
+        for name, span in SHARES.items():
+            check_number(getattr(self, name), name, *span, whole=False)
 
 
 def tokenize_text(text: str, tokenizer, settings: TrainingSettings) -> dict[str, list[int]]:
@@ -311,6 +306,7 @@ def finetune(
     trainer.train(resume_from_checkpoint=checkpoint)
     language_models.save(trainer.model, tokenizer, paths.adapter(name))
     run = stamp | describe_run(trainer, engine) | {"seconds": round(time.perf_counter() - started, 1)}
+    run |= language_models.describe_origin(paths, model)
     write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return read_log(log)
@@ -334,7 +330,7 @@ def _byte_sum(tensor: torch.Tensor) -> int:
 
 def check_stamp(path: Path, stamp: dict) -> None:
     """Write what a run is made of beside its checkpoints, or refuse to go on with another run's."""
-    old = json.loads(path.read_text()) if path.exists() else stamp
+    old = read_file(path, read_json, "set RESUME to False") if path.exists() else stamp
     before, now = ({**run, **run["settings"], "settings": None} for run in (old, stamp))
     for name, value in now.items():
         if before.get(name) != value and name not in MAY_CHANGE:
@@ -418,5 +414,5 @@ class TrainingLog(TrainerCallback):
 
 def read_log(path: str | Path) -> pd.DataFrame:
     """Read a `training_log.csv`; a last line that a kill cut in half is left out."""
-    log = pd.read_csv(path, on_bad_lines="skip")
+    log = read_file(Path(path), partial(pd.read_csv, on_bad_lines="skip"), "run notebook 03 again")
     return log[log["split"].isin(["train", "validation"]) & log["loss"].notna()].reset_index(drop=True)

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 
 from . import baselines
 from .baselines import STAR_DECAY, STAR_HISTORY, hide_seen, interaction_matrix, item_rows
-from .paths import check_choice
+from .paths import check_choice, check_number
 from .retrieval import Hits, blocks, top_k
 from .splits import Prepared, Task, load_task, training_histories, user_bounds
 
@@ -129,6 +129,8 @@ class WeightedSum:
 
     def __init__(self, signals: Mapping[str, Signal], weights: Mapping[str, float]):
         used = {check_choice(name, signals, "signal"): weight for name, weight in weights.items() if weight}
+        for name, weight in used.items():
+            check_number(weight, f"the weight of '{name}'", -1e9, 1e9, whole=False)
         if not used:
             raise ValueError("every weight is zero: give at least one signal a weight")
         self.parts = [(np.float32(weight), signals[name]) for name, weight in used.items()]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
-from .paths import check_choice, digest
+from .paths import check_choice, check_number, digest
 from .prompts import NEXT_ITEM, truncate_prompt
 
 NO_BEAM = -1e8  # transformers marks a beam that does not exist with -1e9
@@ -33,8 +33,10 @@ class Strategy:
     deduplicate: bool = False  # keep each text once, likeliest first (CALRec)
 
     def __post_init__(self) -> None:
-        if min(self.num_texts, self.max_new_tokens) < 1 or not self.temperature >= 0:
-            raise ValueError(f"strategy '{self.name}': num_texts and max_new_tokens from 1, temperature from 0 up")
+        for name in ("num_texts", "max_new_tokens", "top_k"):
+            check_number(getattr(self, name), f"strategy '{self.name}': {name}", 1)
+        for name, most in (("temperature", 100), ("top_p", 1), ("length_penalty", 100)):
+            check_number(getattr(self, name), f"strategy '{self.name}': {name}", 0, most, whole=False)
         if self.constrained and self.temperature:
             raise ValueError(f"strategy '{self.name}': constrained generation is beam search, set temperature to 0")
 
@@ -212,8 +214,7 @@ def generate_batches(
     fewer in a batch where a strategy writes more.
     """
     strategy = get_strategy(strategy)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: at least one user per batch")
+    check_number(batch_size, "batch_size", 1)
     if strategy.constrained and trie is None:
         raise ValueError(f"strategy '{strategy.name}' needs trie=CatalogTrie(catalog.text, tokenizer)")
     if strategy.constrained:  # an item's text must not be cut off

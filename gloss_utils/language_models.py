@@ -3,18 +3,17 @@
 It does not import the trainer, so that generating needs no TRL.
 """
 
-import hashlib
 import importlib.util
-import json
 from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, LlamaConfig
 from transformers.utils import logging
 
-from .paths import DatasetPaths, check_choice, resolve, write_atomically
+from .paths import DatasetPaths, check_choice, file_sha256, read_json, resolve, write_atomically
 from .resources import PROJECTIONS, check_reachable, free_memory, has_fast_bf16
 
 TINY_LLAMA = "tiny-llama"
@@ -87,8 +86,7 @@ def smollm2_file() -> Path:
     if package is None or importlib.util.find_spec("gguf") is None:
         raise FileNotFoundError(f"{SMOLLM2} is not installed: {SMOLLM2_INSTALL}")
     file = Path(package.submodule_search_locations[0]) / SMOLLM2_FILE
-    with open(file, "rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
+    found = file_sha256(file)
     if found != SMOLLM2_SHA256:
         raise ValueError(f"{file.name} has SHA-256 {found[:12]}…, not {SMOLLM2_SHA256[:12]}…: {SMOLLM2_INSTALL}")
     return file
@@ -128,7 +126,10 @@ def load_base(
     model: str, paths: DatasetPaths, quantize: bool = True, engine: str = "auto", max_seq_length: int = 1024
 ):
     """Load a base model by name (see `locate`) with its tokenizer, in 4 bits or in full precision."""
-    return load(locate(model, paths, quantize), quantize, choose_engine(engine)[0], max_seq_length)
+    source, options = locate(model, paths, quantize), (quantize, choose_engine(engine)[0], max_seq_length)
+    if source != str(paths.base_model(model)):
+        return load(source, *options)
+    return paths.read(paths.base_model(model), "base model", lambda path: load(str(path), *options))
 
 
 def load(source: str, quantize: bool = True, engine: str = "transformers", max_seq_length: int = 1024):
@@ -222,7 +223,16 @@ def keep_trainable(model) -> None:
 
 def read_run(paths: DatasetPaths, model: str) -> dict:
     """Read a model's `run.json`: settings, versions, data, and how it went."""
-    return json.loads(paths.require(paths.run_json(model), "adapter").read_text())
+    return paths.read(paths.run_json(model), "adapter", read_json)
+
+
+def describe_origin(paths: DatasetPaths, model: str) -> dict:
+    """What an adapter goes with, for `run.json`: the prepared data, and the base where it was made here."""
+    base, test = paths.base_model(model) / "model.safetensors", paths.splits / "test" / "dataset_info.json"
+    return {
+        "data": read_json(test)["description"] if test.exists() else None,
+        "base model": file_sha256(base) if base.exists() else None,
+    }
 
 
 def engine_of(run: dict) -> str:
@@ -251,15 +261,26 @@ def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
 
     Raises:
         FileNotFoundError: notebook 03 has not run for this model.
+        ValueError: a damaged file, or data or base have changed since.
     """
     adapter, run = str(find_adapter(paths, model)), read_run(paths, model)
+    for what, now in describe_origin(paths, run["model"]).items():
+        if run.get(what, now) != now:
+            raise ValueError(f"'{model}' was trained on another {what} than is there now: run notebook 03 again")
     engine = engine_of(run) if engine == "auto" else choose_engine(engine)[0]
     method, max_seq_length = run["settings"]["method"], run["settings"]["max_seq_length"]
     if method == "full":
         return for_generation(*load(adapter, False, engine, max_seq_length))
     base, _ = load_base(run["model"], paths, method == "qlora", engine, max_seq_length)
-    tokenizer = load_tokenizer(adapter)
-    return for_generation(tell_special_tokens(PeftModel.from_pretrained(base, adapter), tokenizer), tokenizer)
+
+    def read(path: Path):
+        found = sum(tensor.numel() for tensor in load_file(path / "adapter_model.safetensors").values())
+        if found != run["trainable_parameters"]:  # PEFT takes what there is, and leaves the rest as it was
+            raise ValueError(f"{found:,} of {run['trainable_parameters']:,} parameters are there")
+        tokenizer = load_tokenizer(str(path))
+        return tell_special_tokens(PeftModel.from_pretrained(base, str(path)), tokenizer), tokenizer
+
+    return for_generation(*paths.read(paths.adapter(model), "adapter", read))
 
 
 def for_generation(model, tokenizer):

@@ -1,13 +1,16 @@
 """Per-user metrics, intervals, paired differences, results on disk, and the papers' tables."""
 
+import io
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
-from .paths import PROJECT_ROOT, slug, write_atomically
+from .paths import PROJECT_ROOT, check_number, digest, read_file, slug, write_atomically
 from .splits import Prepared, Task
 
 SYSTEM_KEYS = ["model", "strategy", "retriever", "policy"]
@@ -52,6 +55,8 @@ def score_ranks(
     Recall@k is 1 if the rank is at most k, NDCG@k is 1 / log2(rank + 1) there, MRR is 1 / rank over the whole list.
     """
     ranks = np.asarray(ranks)
+    for k in ks:
+        check_number(k, "a cutoff of ks", 1)
     columns = {} if reviewer_ids is None else {"reviewer_id": np.asarray(reviewer_ids, dtype=object)}
     for k in ks:
         within = (ranks > 0) & (ranks <= k)
@@ -137,6 +142,7 @@ WORDS = {
     "repeat-last": "last item again",
     "lis": "LIS",
     "star": "STAR",
+    "sasrec": "SASRec",
     "beam5": "5 beams",
     "beam5mean": "5 beams by mean log-probability",
     "constrained5": "5 constrained beams",
@@ -183,13 +189,22 @@ def name_systems(results: pd.DataFrame) -> pd.Series:
 
 
 def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Put rows into a CSV file in place of those that agree with them in all `keys`; what stays keeps its digits."""
-    if path.exists():
-        old = pd.read_csv(path, dtype=str, keep_default_na=False)
-        replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
-        old = old[~pd.MultiIndex.from_frame(old[keys]).isin(replaced)]
-        rows = pd.concat([old, rows]) if len(old) else rows
-    write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
+    """Put rows into a CSV file in place of those that agree with them in all `keys`; what stays keeps its digits.
+
+    One writer at a time. A last line that was cut short goes: the runner runs the notebook of a lost row again.
+    """
+    with FileLock(Path(tempfile.gettempdir()) / f"gloss-{digest(str(path.resolve()))}.lock"):
+        if path.exists():
+            old = read_file(path, _whole_rows, "delete it and run notebooks 02, 05 and 07")
+            replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
+            old = old[~pd.MultiIndex.from_frame(old[keys]).isin(replaced)]
+            rows = pd.concat([old, rows]) if len(old) else rows
+        write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
+
+
+def _whole_rows(path: Path) -> pd.DataFrame:
+    text = path.read_text(encoding="utf-8")
+    return pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), dtype=str, keep_default_na=False)
 
 
 def save_results(
@@ -233,12 +248,12 @@ def _ranking_table(prepared: Prepared, ranked: np.ndarray, scores: np.ndarray | 
 def load_metrics(prepared: Prepared, split: str, system: System) -> pd.DataFrame:
     """Read the per-user metrics that `save_results` wrote."""
     path = prepared.paths.metrics(split, system.name)
-    return pd.read_parquet(prepared.paths.require(path, "metrics"))
+    return prepared.paths.read(path, "metrics", pd.read_parquet)
 
 
 def load_results(prepared: Prepared) -> pd.DataFrame:
     """Read results.csv."""
-    return pd.read_csv(prepared.paths.require(prepared.paths.results, "results"))
+    return prepared.paths.read(prepared.paths.results, "results", pd.read_csv)
 
 
 def load_paper() -> pd.DataFrame:

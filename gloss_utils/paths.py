@@ -1,15 +1,13 @@
 """Where every artifact lives. No other module knows a file name."""
 
 import difflib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -160,20 +158,18 @@ def read_file(path: Path, read: Callable[[Path], Any], remedy: str) -> Any:
     """Let `read` open a file; whatever damage it stumbles over becomes one sentence that ends in the remedy."""
     try:
         return read(path)
-    except MemoryError:
-        raise
     except Exception as error:  # each library has its own
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise ValueError(f"{show(path)} is damaged or no such file ({reason}): {remedy}") from error
 
 
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a file's lock; without `wait` a BlockingIOError where somebody else has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_choice(value: str, choices: Iterable[str], what: str, more: str = "") -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from . import generation, vllm_engine
 from .generation import STRATEGIES, CatalogTrie, Generated, Strategy, get_strategy
-from .paths import check_choice, digest, show, write_atomically
+from .paths import check_choice, digest, read_file, read_json, show, write_atomically
 
 ENGINES = {"transformers": generation.generate_batches, "vllm": vllm_engine.generate_batches}
 REQUIRED = ("reviewer_id", "asin", "seen_asins", "generated_sequences")
@@ -54,12 +54,13 @@ def generate_split(
         "catalog": digest(prepared.catalog["text"].tolist()) if strategy.constrained else "",
     }
     path = prepared.paths.queries(model_name, strategy.name, split)
-    if path.exists() and read_cost(path).get("settings") == settings:
+    cost, stamp = read_cost(path), {"settings": settings, "data": prepared.fingerprint}
+    if path.exists() and {"data": prepared.fingerprint} | cost == cost | stamp:
         print(f"{show(path)} is up to date")
         return path
     if strategy.constrained:
         options["trie"] = CatalogTrie(prepared.catalog["text"], tokenizer)
-    partial = PartialFile(path, settings)
+    partial = PartialFile(path, stamp)
     waiting = [row for row, reviewer in enumerate(task.reviewer_ids) if reviewer not in partial.records]
     prompts = [task.prompts[row] for row in waiting]
     start = shown = time.perf_counter()
@@ -93,9 +94,11 @@ def fingerprint_model(model) -> str:
 
 
 def read_cost(path: Path) -> dict:
-    """The `settings`, `num_users`, `seconds`, `users_per_second` of a queries file made here; empty for others."""
-    beside = Path(path).with_suffix(".run.json")
-    return json.loads(beside.read_text()) if beside.exists() else {}
+    """The `settings`, `data`, `num_users`, `seconds`, `users_per_second` of a file made here; empty for others."""
+    try:
+        return dict(read_json(Path(path).with_suffix(".run.json")))
+    except (FileNotFoundError, ValueError, TypeError):  # cut short: the file is made again
+        return {}
 
 
 class PartialFile:
@@ -125,7 +128,8 @@ class PartialFile:
     def _complete_lines(self) -> list:
         """Read up to the first line that a kill cut short."""
         lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for line in text.splitlines():
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:
@@ -148,7 +152,7 @@ class PartialFile:
     def finish(self, reviewer_ids) -> Path:
         """Write the queries file in the order of `reviewer_ids`, and remove the partial one."""
         records = [self.records[str(reviewer)] for reviewer in reviewer_ids]
-        cost = {"settings": self.settings, "num_users": len(records), "seconds": round(self.seconds, 2)}
+        cost = self.settings | {"num_users": len(records), "seconds": round(self.seconds, 2)}
         cost["users_per_second"] = round(self.pace, 2)
         for path, content in [(self.final, records), (self.final.with_suffix(".run.json"), cost)]:
             text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -163,10 +167,7 @@ def load_queries(path: str | Path, prepared=None) -> list[dict]:
     if prepared is not None and not path.exists():
         check_choice(path.stem.rpartition("_")[0], STRATEGIES, "strategy")
         prepared.paths.require(path, "queries")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{show(path)} is not JSON (line {error.lineno}): download or generate it again") from error
+    records = read_file(path, read_json, "delete it and run notebook 04, or download it again")
     if not isinstance(records, list):
         raise ValueError(f"{show(path)} holds no list of users: a queries file is a JSON list of objects")
     for number, record in enumerate(records):
@@ -175,6 +176,8 @@ def load_queries(path: str | Path, prepared=None) -> list[dict]:
     if prepared is not None and targets and (unknown := (prepared.item_numbers(targets) < 0).mean()) > 0.01:
         where = f"are not in the catalog of '{prepared.dataset}': it was made from other data"
         raise ValueError(f"{show(path)}: {unknown:.0%} of its targets {where}")
+    if prepared is not None and read_cost(path).get("data", prepared.fingerprint) != prepared.fingerprint:
+        raise ValueError(f"{show(path)} was made from other data than what is prepared now: run notebook 04 again")
     return records
 
 
@@ -183,6 +186,8 @@ def _check_record(path: Path, number: int, record: dict) -> None:
     if missing:
         raise ValueError(f"{show(path)}: user {number} lacks {', '.join(missing)}")
     texts, scores = record["generated_sequences"], record.get("sequence_scores")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{show(path)}: generated_sequences of user {number} is no list of texts")
     if scores is not None and len(scores) != len(texts):
         who = f"{show(path)}: user '{record['reviewer_id']}'"
         raise ValueError(f"{who} has {len(texts)} texts and {len(scores)} sequence_scores")

@@ -9,14 +9,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from . import prompts
-from .paths import check_choice
+from .paths import check_choice, check_number
 from .ranking import POLICIES, rank_with_scores
 from .splits import load_prepared, training_histories
 
@@ -100,8 +99,7 @@ class Recommender:
         Returns:
             rank (from 1), asin, title, score (see `rank_with_scores`), and the text that found the item.
         """
-        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-            raise ValueError(f"k={k!r}: ask for a whole number of items, at least one")
+        check_number(k, "k", 1)
         notes: list[str] = []
         texts, seen = self._read_history(_check_history(history), notes)
         if texts:
@@ -144,6 +142,7 @@ class Recommender:
             notes.append(f"the history is long: its oldest {len(texts) - len(recent)} items do not fit the context")
         queries, log_probs = self.write_texts(prompts.build_prompt(recent))
         # Deep enough that seen items and items found by another text leave k.
+        k = min(k, len(self.catalog))
         hits = self.index.search(queries, k=max(DEPTH, k + len(seen)))
         items, scores = rank_with_scores(hits, len(queries), self.policy, k, [seen], log_probs)
         items, scores = (part[0][items[0] >= 0] for part in (items, scores))

@@ -12,6 +12,9 @@ import numpy as np
 import scipy.sparse as sp
 import Stemmer
 
+from .paths import check_number
+
+MAX_HITS = 1_000_000  # per query: rows are padded to the k that was asked for
 BLOCK_CELLS = 8_000_000  # scores held at once, 32 MB: memory does not grow with the number of queries
 
 
@@ -71,6 +74,17 @@ def seen_mask(items: np.ndarray, seen: Sequence[np.ndarray]) -> np.ndarray:
     return np.isin(asked, owner * width + old)
 
 
+def check_texts(texts: Sequence[str], what: str) -> list[str]:
+    """Return texts as a list, or say in a ValueError that they are one text, or which of them is none."""
+    if isinstance(texts, str) or not hasattr(texts, "__iter__"):
+        raise ValueError(f"{what} is {str(texts)[:40]!r}, which is one string or none: give a list, such as [query]")
+    texts = list(texts)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{what}[{row}] is {text!r}: give texts only")
+    return texts
+
+
 def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
     """Cut rows into slices of at most `BLOCK_CELLS` scores each."""
     step = max(1, BLOCK_CELLS // max(1, num_items))
@@ -88,17 +102,14 @@ class Index:
     """What every index shares: the catalog's texts and checked searches."""
 
     def __init__(self, texts: Sequence[str]):
-        self.texts = [str(text) for text in texts]
+        self.texts = check_texts(texts, "the catalog")
         if not self.texts:
             raise ValueError("the catalog is empty: an index needs at least one text")
 
     def search(self, queries: Sequence[str], k: int = 20) -> Hits:
         """Find the k best items for every query; equal queries are searched once."""
-        if isinstance(queries, str):
-            raise ValueError("queries is one string: give a list of texts, such as [query]")
-        if k < 1:
-            raise ValueError(f"k={k}: ask for at least one hit")
-        unique, inverse = distinct([str(query) for query in queries])
+        check_number(k, "k", 1, MAX_HITS)
+        unique, inverse = distinct(check_texts(queries, "queries"))
         filled = [row for row, query in enumerate(unique) if query.strip()]
         hits = no_hits(len(unique), k)
         if filled:

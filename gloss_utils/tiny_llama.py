@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from . import prompts, resources
 from .language_models import save
+from .paths import check_number
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"  # Llama-3's names
 # Text that is the same in every prompt is one token here. Llama-3 spends about 80 on the instruction and can
@@ -60,10 +61,10 @@ class Recipe:
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if value <= 0 and name != "seed":
-                raise ValueError(f"{name}={value}: it must lie above 0")
-        if self.vocab_size < 300:
-            raise ValueError(f"vocab_size={self.vocab_size}: 256 bytes and the special tokens need at least 300")
+            least = {"vocab_size": 300, "seed": 0}.get(name, 1)  # 256 bytes and the special tokens
+            if name != "learning_rate":
+                check_number(value, name, least)
+        check_number(self.learning_rate, "learning_rate", 1e-9, 10, whole=False)
         if self.hidden_size % 64 or self.mlp_size % 64:
             raise ValueError(
                 f"hidden_size={self.hidden_size} and mlp_size={self.mlp_size} must be multiples of 64: NF4 has one "

@@ -161,7 +161,7 @@ def test_another_model_is_another_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[{", "is not JSON"),
+        ("[{", "is damaged or no such file"),
         ('{"a": 1}', "holds no list of users"),
         ('[{"reviewer_id": "A", "asin": "B0"}]', "user 0 lacks seen_asins, generated_sequences"),
         (

@@ -120,7 +120,7 @@ def test_what_is_no_text_is_refused_in_one_sentence(history):
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, "5", None, True, float("nan")])
 def test_a_wrong_k_is_refused_in_one_sentence(k):
-    with pytest.raises(ValueError, match=rf"^k={k!r}: ask for a whole number of items, at least one\Z"):
+    with pytest.raises(ValueError, match=rf"^k is {k!r}: it must be a whole number from 1 up\Z"):
         make([""]).recommend(["rose soap"], k=k)
     assert len(make(["Title: mint soap"]).recommend(["rose soap"], k=np.int64(1))) == 1
 

@@ -86,8 +86,8 @@ def test_empty_catalog_is_one_sentence(tmp_path):
     ("wrong", "message"),
     [
         ({"hidden_size": 32}, "multiples of 64"),  # failed deep inside a matrix product of bitsandbytes
-        ({"epochs": 0}, "epochs=0: it must lie above 0"),
-        ({"vocab_size": 100}, "at least 300"),
+        ({"epochs": 0}, "epochs is 0: it must be a whole number from 1 up"),
+        ({"vocab_size": 100}, "from 300 up"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_one_sentence(wrong, message):
