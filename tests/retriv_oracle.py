@@ -13,8 +13,9 @@ def sparse_run(texts: list[str], queries: list[str], k: int) -> list[dict[int, f
 
     words = bm25s.tokenize(texts + queries, stopwords="english", return_ids=False, show_progress=False)
     words = [" ".join(text) for text in words]
-    # Stop words are gone already; retriv's default would download NLTK's list.
-    retriever = SparseRetriever(stemmer=None, stopwords=[], hyperparams={"k1": 1.5, "b": 0.75})
+    # Stop words are gone already (retriv's default would download NLTK's list), and words stay as they are.
+    off = dict.fromkeys(("do_special_chars_normalization", "do_punctuation_removal"), False)
+    retriever = SparseRetriever(stemmer=None, stopwords=[], hyperparams={"k1": 1.5, "b": 0.75}, **off)
     found = _search(retriever, words[: len(texts)], words[len(texts) :], k)
     return [{item: score / 2.5 for item, score in run.items()} for run in found]
 
