@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from .paths import check_choice
+from .paths import check_choice, check_number
 from .retrieval import Hits, Index, blocks, flatten_seen, no_hits, seen_mask, top_k
 from .splits import Task
 
@@ -94,7 +94,9 @@ def keep_unseen(hits: Hits, seen: Sequence[np.ndarray], k: int) -> Hits:
 
 def hide_seen(scores: np.ndarray, seen: Sequence[np.ndarray]) -> None:
     """Set the scores of each row's seen items to -inf, in place."""
-    scores[flatten_seen(seen)] = -np.inf
+    rows, items = flatten_seen(seen)
+    check_number(items.max(initial=0), "an item of seen", 0, scores.shape[1] - 1)
+    scores[rows, items] = -np.inf
 
 
 def interaction_matrix(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
@@ -140,32 +142,22 @@ def recency_weights(
     return item_rows(recent, decay**ages / np.repeat(lengths, lengths), num_items)
 
 
-def star(
-    task: Task,
-    vectors: np.ndarray,
-    cooc: sp.csr_matrix,
-    k: int = 10,
-    text_share: float = 0.5,
-    length: int = STAR_HISTORY,
-    decay: float = STAR_DECAY,
-) -> Hits:
+def star(task: Task, vectors: np.ndarray, cooc: sp.csr_matrix, k=10, length=STAR_HISTORY, decay=STAR_DECAY) -> Hits:
     """STAR's retrieval: text similarity and co-occurrence with the last few items; seen ones are not scored.
 
-    score(x) = mean over the last `length` items j of decay^age * (share * cos(x, j) + (1 - share) * cooc(x, j))
+    score(x) = mean over the last `length` items j of decay^age * (½ cos(x, j) + ½ cooc(x, j))
 
     Args:
         task: whom to recommend to.
         vectors: unit vectors of the catalog, float32 [num_items, dimensions] (`DenseIndex.vectors`).
         cooc: from `cooccurrence`, of the training part.
-        k: items per user.
-        text_share: weight of the text; the rest goes to co-occurrence.
-        length, decay: how far back, and how fast it fades.
+        k, length, decay: items per user; how far back, and how fast it fades.
 
     Source: Lee et al., "STAR: A Simple Training-free Approach for Recommendations using LLMs", section 3.2.
     """
     recent = recency_weights(task, len(vectors), length, decay)
     # the mean goes through both sums, so a user is one vector and one sparse row
-    text_profile, bought = text_share * (recent @ vectors), (1 - text_share) * (recent @ cooc)
+    text_profile, bought = 0.5 * (recent @ vectors), 0.5 * (recent @ cooc)
     parts = []
     for rows in blocks(len(task), len(vectors)):
         scores = text_profile[rows] @ vectors.T + bought[rows].toarray()

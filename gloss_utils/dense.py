@@ -1,14 +1,14 @@
 """Search a catalog by sentence vectors: exact in blocks, or approximate with FAISS."""
 
-import hashlib
 import importlib.resources
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from .paths import check_choice, digest, write_atomically
+from .paths import check_choice, digest, file_sha256, write_atomically
 from .retrieval import BM25Index, Hits, HybridIndex, Index, blocks, distinct, top_k
 
 RETRIEVERS = ("bm25", "dense", "hybrid")
@@ -32,8 +32,7 @@ def minilm_directory() -> Path:
 
 def check_sha256(directory: Path, sha256: str) -> Path:
     """Return `directory` if its `model.safetensors` has this SHA-256."""
-    with open(directory / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(directory / "model.safetensors")
     if found != sha256:
         raise ValueError(
             f"model.safetensors of {directory.parent.name} has SHA-256 {found[:12]}…, "
@@ -85,10 +84,11 @@ def encode(texts: Sequence[str], encoder: str = "minilm", cache_dir: str | Path 
     if cache_dir is None:
         return _encode_distinct(unique.tolist(), encoder, dtype)[inverse]
     cached = Path(cache_dir) / f"vectors-{digest([encoder, dtype, unique.tolist()])}.npy"
-    if not cached.exists():
-        vectors = _encode_distinct(unique.tolist(), encoder, dtype)
-        write_atomically(cached, lambda path: _save(path, vectors))
-    return np.load(cached)[inverse]
+    with suppress(OSError, ValueError, EOFError):  # none yet, or damaged: made (again) below
+        return np.load(cached)[inverse]
+    vectors = _encode_distinct(unique.tolist(), encoder, dtype)
+    write_atomically(cached, lambda path: _save(path, vectors))
+    return vectors[inverse]
 
 
 def _save(path: Path, vectors: np.ndarray) -> None:
@@ -118,14 +118,7 @@ class DenseIndex(Index):
     """
 
     def __init__(
-        self,
-        texts: Sequence[str],
-        encoder: str = "minilm",
-        engine: str = "exact",
-        cache_dir: str | Path | None = None,
-        query_prefix: str = "",
-        item_prefix: str = "",
-        ef_search: int = 128,
+        self, texts, encoder="minilm", engine="exact", cache_dir=None, query_prefix="", item_prefix="", ef_search=128
     ):
         super().__init__(texts)
         self.engine = check_choice(engine, ["exact", "hnsw"], "dense engine")

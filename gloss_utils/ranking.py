@@ -1,10 +1,8 @@
 """From the hits of a user's generated texts to one ranked list.
 
-A policy reads a grid: for each user a few texts, and for each text its hits, best first. It says which hits may
-enter the list, and in what order. Every policy works on all users at once.
-
-Where `seen` is given, the user's seen items leave the grid before any policy looks at it, so the next hit of
-the same text moves up. `score` without `seen` is the ranking of the authors' code.
+A policy reads a grid: for each user a few texts, and for each text its hits, best first. Where `seen` is given, the
+user's seen items leave the grid first, so the next hit of the same text moves up. `score` without `seen` is the
+ranking of the authors' code.
 """
 
 from collections.abc import Sequence
@@ -12,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .paths import check_choice
-from .retrieval import Hits, seen_mask
+from .paths import check_choice, check_number
+from .retrieval import MAX_HITS, Hits, seen_mask
 
 CALREC_WEIGHT = 0.5  # notebook 05 chooses it on validation users
 RRF_CONSTANT = 60.0  # Cormack, Clarke & Büttcher (SIGIR 2009): their value, not tuned here
@@ -57,17 +55,18 @@ def stack_queries(records: Sequence[dict]) -> tuple[list[str], int, np.ndarray |
 def make_grid(hits, queries_per_user: int, seen=None, query_scores=None, weight: float = CALREC_WEIGHT) -> Grid:
     """Give each user a plane of (texts, hits), the likeliest text first, without seen items; see `rank_items`."""
     items, scores = np.asarray(hits.items), np.asarray(hits.scores, dtype=np.float64)
-    if queries_per_user < 1 or len(items) % queries_per_user:
+    check_number(queries_per_user, "queries_per_user", 1)
+    if len(items) % queries_per_user:
         raise ValueError(f"{len(items)} queries cannot be split into {queries_per_user} per user")
     if not np.issubdtype(items.dtype, np.integer) or not np.isfinite(scores[items >= 0]).all():
         raise ValueError("hits are not item numbers with finite scores: pass what an index's search returned")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight={weight}: give the log-probability a share between 0 and 1")
+    check_number(weight, "weight", 0, 1, whole=False)
     shape = (len(items) // queries_per_user, queries_per_user, items.shape[1])
     items, scores, log_probs = items.reshape(shape), scores.reshape(shape), None
     if query_scores is not None:
-        if np.size(query_scores) != shape[0] * shape[1]:
-            raise ValueError(f"{np.size(query_scores)} query_scores for {shape[0] * shape[1]} queries: one per text")
+        if np.size(query_scores) != shape[0] * shape[1] or np.isposinf(query_scores).any():
+            counts = f"{np.size(query_scores)} query_scores for {shape[0] * shape[1]} queries"
+            raise ValueError(f"{counts}: one log-probability per text, none of them inf")
         log_probs = np.asarray(query_scores, dtype=np.float64).reshape(shape[:2])
         log_probs = np.where(np.isnan(log_probs), -np.inf, log_probs)  # the score of a text that is not there
         order = np.argsort(-log_probs, axis=1, kind="stable")
@@ -169,8 +168,7 @@ def rank_with_scores(
     where the order of texts decides.
     """
     check_choice(policy, POLICIES, "policy")
-    if k < 1:
-        raise ValueError(f"k is {k}: a list holds at least one item")
+    check_number(k, "k", 1, MAX_HITS)
     if policy == "unseen" and seen is None:
         raise ValueError("policy 'unseen' needs seen: pass each user's item numbers (task.seen_items)")
     return POLICIES[policy](make_grid(hits, queries_per_user, seen, query_scores, weight), k)
@@ -208,13 +206,7 @@ def in_order(items: np.ndarray, k: int) -> Ranked:
 
 
 def best_first(items: np.ndarray, keys: np.ndarray, k: int, combine: np.ufunc = np.maximum) -> Ranked:
-    """Join what stands twice in a row, then take the k best; equal keys go to the lower item number.
-
-    Args:
-        items: int64 [num_users, candidates], -1 pads.
-        keys: float64, same shape, larger is better.
-        combine: what two keys of one item become, `np.maximum` or `np.add`.
-    """
+    """Join the keys of an item that stands twice in a row, take the k best; equal keys go to the lower item."""
     order = np.argsort(items, axis=1, kind="stable")
     items, keys = (np.take_along_axis(part, order, axis=1) for part in (items, keys))
     starts = np.flatnonzero(np.diff(items, axis=1, prepend=-2) != 0)  # a pad is -1, so -2 starts every row
