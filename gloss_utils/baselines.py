@@ -61,11 +61,7 @@ def repeat_last(task: Task, k: int = 10) -> np.ndarray:
 def lis(task: Task, index: Index, k: int = 10, drop: str = "none") -> np.ndarray:
     """Last-item search: search the catalog with the text of the user's last item (paper, section 3.2).
 
-    Args:
-        task: whom to recommend to.
-        index: over the catalog's texts, in item order.
-        k: items per user.
-        drop: "none" as in the paper, "query" for the last item itself, "seen" for the whole history.
+    `drop` is "none" as in the paper, "query" for the last item itself, or "seen" for the whole history.
     """
     return lis_with_scores(task, index, k, drop).items
 
@@ -107,24 +103,13 @@ def interaction_matrix(histories: Sequence[np.ndarray], num_items: int) -> sp.cs
 
 
 def item_rows(items: Sequence[np.ndarray], weights: np.ndarray, num_items: int) -> sp.csr_matrix:
-    """Each user's items as one sparse row of weights, float32 [num_users, num_items].
-
-    Args:
-        items: item numbers per user.
-        weights: of all of them, one user after the other.
-        num_items: of the catalog.
-    """
+    """Each user's items as one sparse row of weights (given for one user after the other), [num_users, num_items]."""
     rows = np.repeat(np.arange(len(items)), [len(part) for part in items])
     return sp.csr_matrix((weights.astype(np.float32), (rows, np.concatenate(items))), shape=(len(items), num_items))
 
 
 def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
-    """Cosine between items as columns of `interaction_matrix`, float32 [num_items, num_items]; 0 with itself.
-
-    Args:
-        histories: item numbers per user, of the training part only.
-        num_items: of the catalog.
-    """
+    """Cosine between items as columns of `interaction_matrix`, float32 [num_items, num_items]; 0 with itself."""
     bought = interaction_matrix(histories, num_items)
     norm = sp.diags(1.0 / np.sqrt(np.maximum(np.asarray(bought.sum(axis=0)).ravel(), 1)), dtype=np.float32)
     cosines = (norm @ (bought.T @ bought) @ norm).tolil()
@@ -145,14 +130,8 @@ def recency_weights(
 def star(task: Task, vectors: np.ndarray, cooc: sp.csr_matrix, k=10, length=STAR_HISTORY, decay=STAR_DECAY) -> Hits:
     """STAR's retrieval: text similarity and co-occurrence with the last few items; seen ones are not scored.
 
-    score(x) = mean over the last `length` items j of decay^age * (½ cos(x, j) + ½ cooc(x, j))
-
-    Args:
-        task: whom to recommend to.
-        vectors: unit vectors of the catalog, float32 [num_items, dimensions] (`DenseIndex.vectors`).
-        cooc: from `cooccurrence`, of the training part.
-        k, length, decay: items per user; how far back, and how fast it fades.
-
+    score(x) = mean over the last `length` items j of decay^age * (½ cos(x, j) + ½ cooc(x, j)).
+    `vectors` are the catalog's unit vectors, `cooc` is from `cooccurrence` of the training part.
     Source: Lee et al., "STAR: A Simple Training-free Approach for Recommendations using LLMs", section 3.2.
     """
     recent = recency_weights(task, len(vectors), length, decay)

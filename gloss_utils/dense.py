@@ -74,10 +74,7 @@ def fast_dtype() -> str:
 def encode(texts: Sequence[str], encoder: str = "minilm", cache_dir: str | Path | None = None) -> np.ndarray:
     """Turn texts into unit vectors float32 [num_texts, dimensions], each distinct text once.
 
-    Args:
-        texts: any number of texts.
-        encoder: as in `load_encoder`.
-        cache_dir: where vectors are kept under a digest of texts, encoder and dtype; None keeps none.
+    `cache_dir` keeps them between runs, under a digest of texts, encoder and dtype.
     """
     dtype = fast_dtype()
     unique, inverse = np.unique(np.array(texts, dtype=object), return_inverse=True)  # so their order does not matter
@@ -106,15 +103,10 @@ def _encode_distinct(texts: list[str], encoder: str, dtype: str) -> np.ndarray:
 
 
 class DenseIndex(Index):
-    """Cosine similarity between sentence vectors; exact unless `engine` says otherwise.
+    """Cosine similarity between sentence vectors; exact, or `hnsw` (FAISS, approximate, for large catalogs).
 
-    Args:
-        texts: the catalog, in item order; each distinct text is encoded once.
-        encoder, cache_dir: as in `encode`.
-        engine: "exact", or "hnsw" (FAISS, approximate, for large catalogs).
-        query_prefix, item_prefix: put before each text. E5 was trained with "query: " and "passage: ";
-            the paper used none.
-        ef_search: for "hnsw", how many candidates a search keeps open.
+    E5 was trained with the prefixes "query: " and "passage: "; the paper used none. `ef_search`: the
+    candidates that an `hnsw` search keeps open.
     """
 
     def __init__(

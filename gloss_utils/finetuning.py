@@ -48,47 +48,29 @@ VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate
 class TrainingSettings:
     """What a fine-tuning run is made of. The defaults are the paper's (section 4.1, and the primer).
 
-    Attributes:
-        method: `qlora` (4-bit base), `lora` (full-precision base), `full` (all parameters, no adapter).
-        rank, alpha, dropout: of the adapter.
-        learning_rate, warmup_steps, weight_decay: AdamW, linear to zero after the warm-up.
-        epochs, max_steps: passes over the users; steps at most, 0 for all epochs.
-        batch_size, gradient_accumulation: 4 × 4 texts per step in the paper.
-        max_seq_length: tokens per text.
-        truncation: `left` cuts tokens off the start, the instruction first; `oldest` drops whole items.
-        loss_on: `text` (every token) or `answer` (the next item only).
-        add_eos: False shows what a model does that never saw an end.
-        order: `shuffled`, or `by_length`: batches of like lengths, so that little is padded.
-        evaluations: of the validation loss, each with a checkpoint, evenly spread; 0 for one per epoch.
-        patience: evaluations without a lower validation loss before it stops.
-        user_share: part of the training users.
-        validation_users: for the validation loss, a seeded sample; 0 for all.
-        seed: of the adapter's parameters and of the order.
-
-    Raises:
-        ValueError: an unknown choice, or a number outside its range.
+    Learning rate: AdamW, linear to zero after the warm-up. A ValueError names a number outside its range.
     """
 
-    method: str = "qlora"
+    method: str = "qlora"  # qlora (4-bit base), lora (full precision), full (all parameters, no adapter)
     rank: int = 16
     alpha: int = 16
     dropout: float = 0.0
     learning_rate: float = 1e-4
     warmup_steps: int = 300
     weight_decay: float = 0.01
-    epochs: int = 10
-    max_steps: int = 0
-    batch_size: int = 4
+    epochs: int = 10  # passes over the users
+    max_steps: int = 0  # at most; 0 for all epochs
+    batch_size: int = 4  # 4 × 4 texts per step in the paper
     gradient_accumulation: int = 4
-    max_seq_length: int = 1024
-    truncation: str = "left"
-    loss_on: str = "text"
-    add_eos: bool = True
-    order: str = "shuffled"
-    evaluations: int = 0
-    patience: int = 3
-    user_share: float = 1.0
-    validation_users: int = 0
+    max_seq_length: int = 1024  # tokens per text
+    truncation: str = "left"  # left cuts tokens off the start; oldest drops whole items
+    loss_on: str = "text"  # text (every token) or answer (the next item only)
+    add_eos: bool = True  # False shows a model that never saw an end
+    order: str = "shuffled"  # shuffled, or by_length: batches of like lengths
+    evaluations: int = 0  # of the validation loss, each with a checkpoint; 0 for one per epoch
+    patience: int = 3  # evaluations without a lower validation loss before it stops
+    user_share: float = 1.0  # part of the training users
+    validation_users: int = 0  # for the validation loss, a seeded sample; 0 for all
     seed: int = 42
 
     def __post_init__(self):
@@ -101,13 +83,9 @@ class TrainingSettings:
 
 
 def tokenize_text(text: str, tokenizer, settings: TrainingSettings) -> dict[str, list[int]]:
-    """Turn a training text (prompt and answer, from the splits) into token numbers and labels.
+    """Turn a training text (prompt and answer, from the splits) into `input_ids` and `labels`.
 
-    Returns:
-        `input_ids`, and `labels`: the same numbers, or -100 where the loss should not look.
-
-    Raises:
-        ValueError: the text is not in the template.
+    The labels are the same numbers, or -100 where the loss should not look.
     """
     prompt, marker, answer = text.rpartition(prompts.NEXT_ITEM)
     if not marker:
@@ -142,11 +120,6 @@ class SeededOrder(Sampler):
 
     Stands in for `SFTConfig(train_sampling_strategy="group_by_length")`, whose order comes from torch's global random
     state, so that a resumed run would see other batches. Here it comes from seed and epoch alone.
-
-    Args:
-        lengths: tokens of each text.
-        batch_size: texts per step.
-        seed: of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
@@ -276,17 +249,8 @@ def finetune(
 ) -> pd.DataFrame:
     """Fine-tune a base on the training users; save adapter, tokenizer, log and `run.json`; return the log.
 
-    Args:
-        prepared: the dataset.
-        model: the base's name.
-        settings: how; the default is the paper's.
-        engine: `auto`, `unsloth` or `transformers`.
-        resume: go on from the last checkpoint of a run that was cut off, if there is one. Base, data and settings
-            must be that run's.
-        name: save under this name instead of the base's, for several adapters on one base.
-
-    Raises:
-        ValueError: the run to resume had another base, other data or other settings.
+    `resume` goes on from the last checkpoint of a run that was cut off, if there is one; base, data and settings
+    must be that run's. `name` is for several adapters on one base.
     """
     settings, name = settings or TrainingSettings(), name or model
     paths, started = prepared.paths, time.perf_counter()

@@ -35,11 +35,7 @@ PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "
 
 
 def choose_engine(engine: str = "auto") -> tuple[str, str]:
-    """Decide between `unsloth` and `transformers` (with bitsandbytes and PEFT); returns the engine and the reason.
-
-    Raises:
-        ValueError: an unknown name, or Unsloth where it cannot run.
-    """
+    """Decide between `unsloth` and `transformers` (with bitsandbytes and PEFT); returns the engine and the reason."""
     check_choice(engine, ENGINES, "engine")
     missing = None
     if not torch.cuda.is_available():
@@ -58,14 +54,8 @@ def choose_engine(engine: str = "auto") -> tuple[str, str]:
 def locate(model: str, paths: DatasetPaths, quantize: bool = True) -> str:
     """Turn a model's name into a directory or a Hugging Face id.
 
-    Args:
-        model: `tiny-llama`, `smollm2-135m`, a short name of a Llama, a Hugging Face id, or a local directory.
-        paths: the dataset's; `tiny-llama` has one base per dataset, and `smollm2-135m` is unpacked into one.
-        quantize: False asks for the repository with the full-precision parameters.
-
-    Raises:
-        FileNotFoundError: `tiny-llama` has not been pretrained yet, or SmolLM2's package is not installed.
-        ValueError: an unknown short name.
+    `tiny-llama` has one base per dataset, `smollm2-135m` is unpacked into one. Without `quantize` it is the
+    repository with the full-precision parameters.
     """
     if model == TINY_LLAMA:
         return str(paths.require(paths.base_model(model), "base model"))
@@ -254,14 +244,7 @@ def find_adapter(paths: DatasetPaths, model: str) -> Path:
 def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
     """Load base and adapter, ready to generate, from this disk alone where the base is on it.
 
-    Args:
-        paths: the dataset's.
-        model: the name it was saved under.
-        engine: `unsloth`, `transformers`, or `auto`: the one that trained it, see `engine_of`.
-
-    Raises:
-        FileNotFoundError: notebook 03 has not run for this model.
-        ValueError: a damaged file, or data or base have changed since.
+    Refused where a file is damaged, or where data or base have changed since. `auto` is the engine that trained it.
     """
     adapter, run = str(find_adapter(paths, model)), read_run(paths, model)
     for what, now in describe_origin(paths, run["model"]).items():

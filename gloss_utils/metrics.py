@@ -26,13 +26,7 @@ def evaluate(
     ks: Sequence[int] = (5, 10),
     reviewer_ids: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Score a ranked list per user: see `score_ranks`. A list shorter than k is scored on what it has.
-
-    Args:
-        ranked: int [num_users, width], item numbers best first; -1 pads.
-        targets: int [num_users].
-        ks: cutoffs.
-        reviewer_ids: [num_users], kept as a column when given.
+    """Score each user's list of item numbers, [num_users, width], best first, -1 pads: see `score_ranks`.
 
     >>> evaluate(np.array([[3, 7, 1]]), np.array([7]), ks=(1, 3)).round(4).to_dict("records")
     [{'recall@1': 0.0, 'ndcg@1': 0.0, 'recall@3': 1.0, 'ndcg@3': 0.6309, 'mrr': 0.5}]
@@ -94,10 +88,7 @@ def summarize(per_user: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
 
 
 def compare(per_user_a: pd.DataFrame, per_user_b: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
-    """Paired difference on the same users, with its 95 % bootstrap interval.
-
-    Columns: metric, a, b, difference (a - b), low, high, num_users.
-    """
+    """Paired difference a - b on the same users, with its 95 % bootstrap interval, for each metric that both have."""
     per_user_b = _same_users(per_user_a, per_user_b)
     names = [name for name in metric_columns(per_user_a) if name in per_user_b.columns]
     a, b = (table[names].to_numpy(dtype=float) for table in (per_user_a, per_user_b))
@@ -164,8 +155,6 @@ WORDS = {
 def name_system(system: System) -> str:
     """Name a system in words. GLoSS is the paper's own: beams, the best hit of each by score, seen items kept.
 
-    >>> name_system(System("lis", retriever="bm25", policy="drop-seen"))
-    'LIS · BM25 · seen dropped'
     >>> name_system(System("tiny-llama", "beam5", "dense-minilm", "score"))
     'GLoSS (tiny-llama) · MiniLM'
     >>> name_system(System("tiny-llama", "temp0.2", "hybrid-minilm", "beam_order-drop-seen"))
@@ -218,11 +207,7 @@ def save_results(
 ) -> pd.DataFrame:
     """Write a system's ranking, its per-user metrics (returned), and its summary into results.csv.
 
-    Args:
-        split: "test" or "validation".
-        ranked: int [num_users, k]; -1 pads.
-        scores: float [num_users, k]; None where the system has none (1 / rank is kept).
-        ks: cutoffs; leave out those that the lists are too short for.
+    `ranked` and `scores` are [num_users, k], -1 pads; without scores 1 / rank is kept. `ks` are the cutoffs.
     """
     per_user = evaluate(ranked, task.targets, ks, task.reviewer_ids)
     paths = prepared.paths

@@ -21,19 +21,12 @@ Ranked = tuple[np.ndarray, np.ndarray]  # items int64 [num_users, k] and scores 
 
 @dataclass(frozen=True)
 class Grid:
-    """The hits of all users, one plane per user.
+    """The hits of all users, one plane per user."""
 
-    Attributes:
-        items: int64 [num_users, texts, hits], best hit first, -1 where there is none.
-        scores: float64, same shape, retrieval scores; -inf where there is no item.
-        log_probs: float64 [num_users, texts], the generator's log-probability of each text, or None.
-        weight: what `calrec` gives to the log-probability, 0 to 1.
-    """
-
-    items: np.ndarray
-    scores: np.ndarray
-    log_probs: np.ndarray | None = None
-    weight: float = CALREC_WEIGHT
+    items: np.ndarray  # int64 [num_users, texts, hits], best hit first, -1 pads
+    scores: np.ndarray  # float64, same shape; -inf where there is no item
+    log_probs: np.ndarray | None = None  # float64 [num_users, texts]
+    weight: float = CALREC_WEIGHT  # of the log-probability in `calrec`
 
 
 def stack_queries(records: Sequence[dict]) -> tuple[list[str], int, np.ndarray | None]:
@@ -141,20 +134,14 @@ def rank_items(
     query_scores: np.ndarray | None = None,
     weight: float = CALREC_WEIGHT,
 ) -> np.ndarray:
-    """Rank items for every user from the hits of the user's texts.
+    """Rank items for every user from the hits of the user's texts: int64 [num_users, k], best first, -1 pads.
 
     Args:
         hits: one row per text, the texts of a user side by side; -1 pads (an empty text has only pads).
-        queries_per_user: texts per user.
-        policy: one of POLICIES.
-        k: length of the list. `score`, `beam_order` and `unseen` give at most one item per text.
+        policy: one of POLICIES; `score`, `beam_order` and `unseen` give at most one item per text.
         seen: item numbers that each user has already; dropped under any policy, needed by `unseen`.
-        query_scores: float [num_queries], sequence log-probabilities. Where given, a user's texts are taken
-            in descending order of them, else as they come. `calrec` needs them.
+        query_scores: float [num_queries], log-probabilities: they order a user's texts, and `calrec` needs them.
         weight: of the log-probability in `calrec`, 0 to 1.
-
-    Returns:
-        int64 [num_users, k], best first, -1 where the list is shorter than k.
     """
     return rank_with_scores(hits, queries_per_user, policy, k, seen, query_scores, weight)[0]
 
@@ -206,7 +193,10 @@ def in_order(items: np.ndarray, k: int) -> Ranked:
 
 
 def best_first(items: np.ndarray, keys: np.ndarray, k: int, combine: np.ufunc = np.maximum) -> Ranked:
-    """Join the keys of an item that stands twice in a row, take the k best; equal keys go to the lower item."""
+    """Join what stands twice in a row, then take the k best; equal keys go to the lower item number.
+
+    `items` and `keys` are [num_users, candidates]; `combine` makes one key of two, `np.maximum` or `np.add`.
+    """
     order = np.argsort(items, axis=1, kind="stable")
     items, keys = (np.take_along_axis(part, order, axis=1) for part in (items, keys))
     starts = np.flatnonzero(np.diff(items, axis=1, prepend=-2) != 0)  # a pad is -1, so -2 starts every row

@@ -42,11 +42,7 @@ class Report:
 
 
 def clean(reviews: pd.DataFrame, items: pd.DataFrame, report: Report) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Apply the filters of the authors' code, in its order; the report gets a row per step.
-
-    Returns:
-        interactions (`reviewer_id, asin, timestamp`, ties in asin order) and catalog (`asin, title, text`).
-    """
+    """Apply the filters of the authors' code, in its order, to interactions and catalog; a report row per step."""
     kept = reviews.drop_duplicates()
     report.add("exact duplicate interactions", kept, len(reviews) - len(kept))
 
@@ -140,11 +136,7 @@ def prepare(
 
 
 def category_files(dataset: str, raw_dir: str | Path) -> tuple[Path, Path]:
-    """Name the reviews and the metadata file of a category, as the UCSD hosts do.
-
-    >>> [path.name for path in category_files("toys", "raw")]
-    ['reviews_Toys_and_Games_5.json.gz', 'meta_Toys_and_Games.json.gz']
-    """
+    """Name the reviews and the metadata file of a category, as the UCSD hosts do."""
     own = f"; a directory of your own has a slash: ./{dataset}"
     category = CATEGORIES[check_choice(dataset, CATEGORIES, "data set", own)]
     raw = resolve(raw_dir)

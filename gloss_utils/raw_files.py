@@ -92,12 +92,7 @@ def read_blocks(path: Path, progress: bool = True) -> Iterator[bytes]:
 
 
 def read_reviews(path: Path, progress: bool = True) -> tuple[pd.DataFrame, BrokenLines]:
-    """Read `reviews_<Category>_5.json.gz` in one streaming pass.
-
-    Returns:
-        `reviewer_id, asin, timestamp` (int64 seconds), `rating` (NaN where absent), in the file's order;
-        and the broken lines.
-    """
+    """Read `reviews_<Category>_5.json.gz`: reviewer_id, asin, timestamp (s), rating (or NaN), and broken lines."""
     broken = BrokenLines(path.name)
     tables = []
     for block in read_blocks(path, progress):
@@ -152,13 +147,10 @@ def _parse_review(line: bytes) -> dict | None:
 
 
 def read_metadata(path: Path, wanted: set[str], progress: bool = True) -> tuple[pd.DataFrame, BrokenLines]:
-    """Read the titles of the wanted asins out of `meta_<Category>.json.gz` in one streaming pass.
+    """Read `asin, title` (raw or None) of the wanted asins out of `meta_<Category>.json.gz`, and broken lines.
 
     Lines are Python literals, which are slow to evaluate; a real file has 20 lines for each one that is
     needed. So every line must look like `{'asin': '…' … }`, and only those of wanted items are evaluated.
-
-    Returns:
-        `asin, title` (raw, None where missing) of the wanted lines, in the file's order; and the broken lines.
     """
     broken = BrokenLines(path.name)
     rows = []
@@ -187,15 +179,9 @@ def _parse_item(text: str) -> dict | None:
 
 
 def read_tables(raw_dir: Path, columns: dict[str, str], time_format: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read one's own `interactions` and `items`, each a CSV or Parquet file in `raw_dir`.
+    """Read one's own `interactions` and `items`, each a CSV or Parquet file in `raw_dir`, as reviews and items.
 
-    Args:
-        raw_dir: the folder of the two files.
-        columns: what they call `user, item, timestamp, title`; what is left out keeps that name.
-        time_format: see `to_seconds`.
-
-    Returns:
-        reviews (`reviewer_id, asin, timestamp` in int64 seconds) and items (`asin, title`).
+    `columns` says what they call `user, item, timestamp, title`; what is left out keeps that name.
     """
     for role in columns:
         check_choice(role, COLUMN_ROLES, "column role")

@@ -58,10 +58,7 @@ class Recommender:
     ) -> "Recommender":
         """Open the artifacts of notebooks 01 and 03; an error says what is missing, or the nearest known name.
 
-        Args:
-            retriever: `bm25`, `dense` or `hybrid`, the last two with an `encoder`.
-            policy: see `ranking.POLICIES`; `round_robin` fills a list of any length.
-            strategy: see `generation.STRATEGIES`.
+        `retriever` is `bm25`, `dense` or `hybrid`; see `ranking.POLICIES` and `generation.STRATEGIES`.
         """
         check_choice(policy, POLICIES, "policy")  # names first: the model takes seconds
         from .dense import build_index

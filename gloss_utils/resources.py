@@ -51,12 +51,7 @@ def describe_device() -> str:
 
 
 def memory() -> dict[str, float]:
-    """Read the memory in use, in MiB.
-
-    Returns:
-        `resident_mib`, of the whole Python process; on a GPU also `allocated_mib` (tensors) and `reserved_mib` (what
-        the allocator took for them), each the peak since it was last reset.
-    """
+    """Read the memory in use: `resident_mib`; on a GPU also the peaks `allocated_mib` and `reserved_mib`."""
     numbers = {"resident_mib": psutil.Process().memory_info().rss / MIB}
     if torch.cuda.is_available():
         numbers["allocated_mib"] = torch.cuda.max_memory_allocated() / MIB
@@ -109,12 +104,9 @@ def _version(name: str) -> str:
 
 
 def check_reachable(source: str) -> None:
-    """Return if a model (a directory or a hub id) is on this disk, in the hub's cache, or on the hub.
+    """Raise an OSError if a model (directory or hub id) is not on this disk, in the hub's cache, or on the hub.
 
     `from_pretrained` asks the hub too, but without a network its retries take minutes.
-
-    Raises:
-        OSError: none of these; the message is the hub's.
     """
     if Path(source).is_dir():
         return
@@ -142,10 +134,9 @@ def llama_config(model: str) -> LlamaConfig:
 
 
 def count_parameters(config: LlamaConfig, rank: int = 16) -> dict[str, int]:
-    """Count the parameters of a model with a LoRA adapter; nothing is allocated, the tensors have shapes only.
+    """Count `projections` (what QLoRA keeps in 4 bits), `other` (embeddings, norms, head) and `adapter`.
 
-    Returns:
-        `projections` (what QLoRA keeps in 4 bits), `other` (embeddings, norms, head) and `adapter`.
+    Nothing is allocated: the tensors have shapes only.
     """
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -160,16 +151,10 @@ def count_parameters(config: LlamaConfig, rank: int = 16) -> dict[str, int]:
 
 
 def estimate_memory(config: LlamaConfig, rank: int = 16, batch_size: int = 4, tokens: int = 1024) -> dict[str, float]:
-    """Estimate the peak of a QLoRA step with gradient checkpointing, in GB (1e9 bytes).
+    """Estimate the peak of a QLoRA step with gradient checkpointing, in GB (1e9 bytes), by part and in total.
 
-    Args:
-        config: of the model.
-        rank: of the adapter.
-        batch_size: texts at once; gradient accumulation costs nothing.
-        tokens: length of the padded batch.
-
-    Returns:
-        One figure per part, and `total`. Not in it: the CUDA context (0.3 to 0.6 GB) and fragmentation.
+    `batch_size` counts texts at once; gradient accumulation costs nothing. Not in it: the CUDA context (0.3 to 0.6 GB)
+    and fragmentation.
     """
     counts = count_parameters(config, rank)
     positions, hidden, mlp = batch_size * tokens, config.hidden_size, config.intermediate_size

@@ -26,12 +26,7 @@ class Hits(NamedTuple):
 
 
 def top_k(scores: np.ndarray, k: int, floor: float = -np.inf) -> Hits:
-    """Take the k best of every row; equal scores go to the lower column.
-
-    Args:
-        scores: float [num_rows, num_items].
-        k: hits per row; beyond `num_items` the rest is padding.
-        floor: only scores above it count.
+    """Take the k best of every row of scores above `floor`; equal scores go to the lower column; -1 pads.
 
     >>> top_k(np.array([[0.5, 0.9, 0.5]], dtype=np.float32), k=2).items
     array([[1, 0]])
@@ -125,14 +120,8 @@ COMMON_SHARE = 0.2  # a word in more of the catalog than this ("title") is added
 class BM25Index(Index):
     """BM25 (Lucene's variant) over whole words; an item that shares no word with the query is no hit.
 
-    bm25s computes the score matrix [words, items] once; a search is one sparse product with it.
-
-    Args:
-        texts: the catalog, in item order.
-        k1: how fast a repeated word saturates.
-        b: how much a long text is discounted.
-        stop_words: a language that bm25s knows, a list of words, or None.
-        stemmer: a Snowball language ("english"), or None as in the paper's results.
+    bm25s computes the score matrix [words, items] once; a search is one sparse product with it. `stop_words` is a
+    language that bm25s knows, a list, or None; `stemmer` a Snowball language, or None as in the paper's results.
     """
 
     def __init__(self, texts, k1: float = 1.5, b: float = 0.75, stop_words="english", stemmer: str | None = None):

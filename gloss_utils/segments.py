@@ -70,15 +70,9 @@ def shares(lengths: np.ndarray, thresholds: tuple[int, int] = DEFAULT_THRESHOLDS
 
 
 def by_segment(per_user: pd.DataFrame, segments: np.ndarray) -> pd.DataFrame:
-    """Mean and 95 % interval of each metric, overall and per segment.
+    """Mean and 95 % interval of each metric, overall and per segment: one row each, with `num_users` and `best`.
 
-    Args:
-        per_user: one row per user, from `metrics.evaluate`.
-        segments: each row's segment.
-
-    Returns:
-        segment, metric, value, low, high, num_users, best. `best` marks the segment with the highest mean,
-        and only where its difference to each of the others has an interval above zero.
+    `best` marks the highest mean, where its difference to each other segment has an interval above zero.
     """
     groups = {"overall": per_user, **{name: per_user[segments == name] for name in SEGMENTS}}
     parts = [summarize(group).assign(segment=name) for name, group in groups.items() if len(group)]
@@ -104,13 +98,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 
 def segment_table(systems: Mapping[str, pd.DataFrame], segments: np.ndarray, metric: str) -> pd.DataFrame:
-    """Tables 6 and 7's layout, with intervals: a row per system, `*` at a best segment that the data support.
-
-    Args:
-        systems: per-user metrics by name, all on the users of `segments`, in their order.
-        segments: each user's segment.
-        metric: a column of the per-user tables.
-    """
+    """Tables 6 and 7's layout, a row per system of per-user metrics; `*` at a best segment that the data support."""
     rows = {}
     for name, per_user in systems.items():
         table = by_segment(per_user, segments).query("metric == @metric")

@@ -26,23 +26,14 @@ HELD_OUT_COLUMNS = ["reviewer_id", "ptext", "text", "seen_asins", "asin", "asin_
 
 @dataclass(frozen=True)
 class Prepared:
-    """A dataset, ready for every later chapter.
-
-    Attributes:
-        dataset: its name.
-        paths: where its artifacts live.
-        interactions: `reviewer_id, asin, timestamp` (seconds), in each user's time order.
-        catalog: `asin, title, text`; the row position is the item's number.
-        splits: train, validation and test.
-        report: one row per cleaning step, from raw to final.
-    """
+    """A dataset, ready for every later chapter."""
 
     dataset: str
     paths: DatasetPaths
-    interactions: pd.DataFrame = field(repr=False)
-    catalog: pd.DataFrame = field(repr=False)
+    interactions: pd.DataFrame = field(repr=False)  # reviewer_id, asin, timestamp (s), in each user's order
+    catalog: pd.DataFrame = field(repr=False)  # asin, title, text; the row position is the item's number
     splits: DatasetDict = field(repr=False)
-    report: pd.DataFrame = field(repr=False)
+    report: pd.DataFrame = field(repr=False)  # one row per cleaning step
 
     @property
     def sampled(self) -> bool:
@@ -62,19 +53,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Task:
-    """Who to recommend to, and what each of them bought next.
+    """Who to recommend to, and what each of them bought next."""
 
-    Attributes:
-        reviewer_ids: str [U].
-        prompts: the `ptext` of each user.
-        seen_items: int64 item numbers in time order, one array per user.
-        targets: int64 [U], the held-out item's number.
-    """
-
-    reviewer_ids: np.ndarray
-    prompts: list[str] = field(repr=False)
-    seen_items: list[np.ndarray] = field(repr=False)
-    targets: np.ndarray = field(repr=False)
+    reviewer_ids: np.ndarray  # str [U]
+    prompts: list[str] = field(repr=False)  # the `ptext` of each user
+    seen_items: list[np.ndarray] = field(repr=False)  # int64 item numbers in time order, per user
+    targets: np.ndarray = field(repr=False)  # int64 [U], the held-out item's number
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -99,14 +83,9 @@ class Task:
 
 
 def order_ties(interactions: pd.DataFrame, tie_order: str = "asin", seed: int = 42) -> pd.DataFrame:
-    """Sort every user's purchases by time, and those of one instant as asked.
+    """Sort every user's purchases by time, and those of one instant by asin, reversed, or shuffled.
 
     Timestamps are days, so this choice decides what "the last item" is for four users in ten.
-
-    Args:
-        interactions: `reviewer_id, asin, timestamp`.
-        tie_order: `asin` (the raw file's order, and the paper's), `shuffled` or `reverse`.
-        seed: of the shuffle.
     """
     check_choice(tie_order, TIE_ORDERS, "tie order")
     # Instead of sort_values: on numbers in the order of the ids, sorting is several times faster than on the ids.
@@ -127,26 +106,16 @@ def draw_validation_users(reviewer_ids: Iterable[str]) -> list[str]:
 
 
 def user_bounds(interactions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Find where each user's rows begin in interactions that are sorted by user.
-
-    Returns:
-        reviewer ids [U] in the order of the rows, and row offsets int64 [U + 1].
-    """
+    """Find where each user's rows begin, in interactions sorted by user: ids [U], and row offsets int64 [U + 1]."""
     codes, reviewer_ids = pd.factorize(interactions["reviewer_id"])
     counts = np.bincount(codes, minlength=len(reviewer_ids))
     return np.asarray(reviewer_ids, dtype=object), np.concatenate([[0], np.cumsum(counts)])
 
 
 def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDict:
-    """Leave the last item out for test; for the validation users, the one before it too.
+    """Leave the last item out for test; for the validation users, the one before it too, in training as well.
 
-    Args:
-        interactions: in each user's time order, three or more per user.
-        catalog: `asin, title, text`.
-
-    Returns:
-        train (`reviewer_id, text`), validation and test (`HELD_OUT_COLUMNS`). A validation user's training
-        text is one item shorter.
+    Train has `reviewer_id, text`; validation and test have `HELD_OUT_COLUMNS`.
     """
     reviewer_ids, bounds = user_bounds(interactions)
     lengths = np.diff(bounds)
@@ -167,15 +136,10 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDi
 
 
 def _hold_out_last(reviewer_ids, starts, stops, asins: pa.Array, texts: pa.Array) -> pa.Table:
-    """Write one row per user: the last item of the span is the answer, those before it are the prompt.
+    """Write one row per user: the last item of the span starts..stops is the answer, those before it are the prompt.
 
     In Arrow's columns: with `prompts.build_prompt` in a loop over the users, `prepare` is 4 times as fast as
     row-by-row pandas instead of 6 times (Beauty), and needs 300 MiB more.
-
-    Args:
-        reviewer_ids: [U].
-        starts, stops: int64 [U], each user's span of rows in `asins` and `texts`.
-        asins, texts: of all purchases.
     """
     offsets = np.concatenate([[0], np.cumsum(stops - 1 - starts)])
     before = pa.array(np.repeat(starts - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1]))
@@ -235,11 +199,9 @@ def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:
 
 
 def training_histories(prepared: Prepared) -> list[np.ndarray]:
-    """List what may be learned from: every user's items without those held out.
+    """List what may be learned from: int64 item numbers per user, in sorted-reviewer order.
 
-    Returns:
-        int64 item numbers per user, in sorted-reviewer order: all but the last item, and all but the last
-        two for the validation users.
+    All but the last item; all but the last two for the validation users.
     """
     reviewer_ids, bounds = user_bounds(prepared.interactions)
     items = prepared.item_numbers(prepared.interactions["asin"])

@@ -35,28 +35,18 @@ MAX_POSITIONS = 2048  # longest text in tokens
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the base is made and pretrained.
+    """How the base is made and pretrained."""
 
-    Attributes:
-        vocab_size: tokens at most; a small catalog yields fewer.
-        hidden_size, num_layers, num_heads, num_kv_heads, mlp_size: the shape.
-        epochs: passes over the catalog, reshuffled each time.
-        block_length: tokens per training row; the rows have no padding.
-        batch_size: rows per step.
-        learning_rate: peak; warm-up over the first twentieth, then linear to zero.
-        seed: of the parameters and of the shuffles.
-    """
-
-    vocab_size: int = 2048
+    vocab_size: int = 2048  # tokens at most; a small catalog yields fewer
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
     num_kv_heads: int = 2
     mlp_size: int = 384
-    epochs: int = 4
-    block_length: int = 128
-    batch_size: int = 16
-    learning_rate: float = 3e-3
+    epochs: int = 4  # passes over the catalog, reshuffled each time
+    block_length: int = 128  # tokens per training row; the rows have no padding
+    batch_size: int = 16  # rows per step
+    learning_rate: float = 3e-3  # peak; warm-up over the first twentieth, then linear to zero
     seed: int = 42
 
     def __post_init__(self):
@@ -124,11 +114,7 @@ def catalog_pages(texts: Sequence[str], rng: np.random.Generator, longest: int =
 def token_blocks(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, block_length: int
 ) -> torch.Tensor:
-    """Write one epoch of the shuffled catalog as rows of equal length; BOS starts each page, EOS ends it.
-
-    Returns:
-        int64 [rows, block_length]; the last, shorter row is left out unless it is the only one.
-    """
+    """Write one epoch of the shuffled catalog as rows of equal length, [rows, block_length]; EOS ends a page."""
     pages = tokenizer(catalog_pages(texts, rng), return_attention_mask=False)["input_ids"]
     stream = np.concatenate([[*page, tokenizer.eos_token_id] for page in pages])
     length = min(block_length, len(stream))
@@ -139,11 +125,7 @@ def token_blocks(
 def pretrain(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], recipe: Recipe
 ) -> pd.DataFrame:
-    """Train all parameters, in place, on the shuffled catalog.
-
-    Returns:
-        One row per step: `step, loss` (nats per token), `step_seconds`.
-    """
+    """Train all parameters, in place, on the shuffled catalog; the log has `step, loss` (nats), `step_seconds`."""
     rng = np.random.default_rng(recipe.seed)
     batches = [
         batch
@@ -168,16 +150,7 @@ def pretrain(
 
 
 def pretrain_base(texts: Sequence[str], directory: str | Path, recipe: Recipe | None = None) -> pd.DataFrame:
-    """Make tokenizer and base model from item texts, pretrain it, save both; returns the log, see `pretrain`.
-
-    Args:
-        texts: item texts of the catalog.
-        directory: where the base goes, `paths.base_model("tiny-llama")`.
-        recipe: how; the default is the sample profile's.
-
-    Raises:
-        ValueError: the catalog is empty.
-    """
+    """Make tokenizer and base model from the catalog's texts, pretrain, save both; returns `pretrain`'s log."""
     recipe, texts = recipe or Recipe(), list(texts)
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
     model = build_model(tokenizer, recipe)
