@@ -4,7 +4,6 @@ import gc
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import httpx
@@ -18,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from .paths import PROJECT_ROOT, check_choice
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "bm25s", "sentence-transformers")
 MIB, GIB, GB = 2**20, 2**30, 1e9
 TIMEOUT = 10  # seconds for the one question to the hub
 
@@ -91,18 +89,6 @@ def suggest_profile() -> str:
     return "paper" if _gpu_bytes() >= 8 * GIB else "sample"
 
 
-def package_versions() -> pd.DataFrame:
-    """List the versions that shape the results; `unsloth` is there on a GPU only."""
-    return pd.DataFrame([(name, _version(name)) for name in PACKAGES], columns=["package", "version"])
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def check_reachable(source: str) -> None:
     """Raise an OSError if a model (directory or hub id) is not on this disk, in the hub's cache, or on the hub.
 
@@ -153,8 +139,8 @@ def count_parameters(config: LlamaConfig, rank: int = 16) -> dict[str, int]:
 def estimate_memory(config: LlamaConfig, rank: int = 16, batch_size: int = 4, tokens: int = 1024) -> dict[str, float]:
     """Estimate the peak of a QLoRA step with gradient checkpointing, in GB (1e9 bytes), by part and in total.
 
-    `batch_size` counts texts at once; gradient accumulation costs nothing. Not in it: the CUDA context (0.3 to 0.6 GB)
-    and fragmentation.
+    `batch_size` counts texts at once; gradient accumulation costs nothing. Not in it: the CUDA context
+    (0.3 to 0.6 GB) and fragmentation.
     """
     counts = count_parameters(config, rank)
     positions, hidden, mlp = batch_size * tokens, config.hidden_size, config.intermediate_size
