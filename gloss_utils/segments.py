@@ -107,36 +107,3 @@ def segment_table(systems: Mapping[str, pd.DataFrame], segments: np.ndarray, met
             for row in table.itertuples()
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system").fillna("no users")
-
-
-def by_length(per_user: pd.DataFrame, lengths: np.ndarray, metric: str, min_users: int = 30) -> pd.DataFrame:
-    """A metric by exact history length; neighbouring lengths are pooled until `min_users` are together.
-
-    Returns:
-        length (the users' mean), shortest, longest, value, low, high, num_users: one row per point.
-    """
-    group, rows = pool_lengths(lengths, min_users), []
-    for number in np.unique(group):
-        members = group == number
-        own = np.asarray(lengths)[members]
-        summary = summarize(per_user.loc[members, [metric]]).iloc[0].drop("metric")
-        rows.append({"length": own.mean(), "shortest": own.min(), "longest": own.max(), **summary})
-    return pd.DataFrame(rows)
-
-
-def pool_lengths(lengths: np.ndarray, min_users: int) -> np.ndarray:
-    """Number the groups of neighbouring lengths that hold at least `min_users` users each.
-
-    >>> pool_lengths(np.array([3, 3, 4, 5, 5, 9]), min_users=2).tolist()
-    [0, 0, 1, 1, 1, 1]
-    """
-    values, counts = np.unique(lengths, return_counts=True)
-    groups, size, number = [], 0, 0
-    for count in counts.tolist():
-        if size >= min_users:
-            size, number = 0, number + 1
-        groups.append(number)
-        size += count
-    if number and size < min_users:  # too few are left at the end: they join their neighbours
-        groups = [min(group, number - 1) for group in groups]
-    return np.array(groups)[np.searchsorted(values, lengths)]

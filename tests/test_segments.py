@@ -93,14 +93,3 @@ def test_segment_table_has_tables_6_and_7s_layout():
     assert table.index.tolist() == ["GLoSS", "LIS"]
     assert table.loc["GLoSS", "regular"] == "1.0000 [1.0000, 1.0000]*"
     assert "*" not in "".join(table.loc["LIS"])
-
-
-def test_neighbouring_lengths_are_pooled():
-    lengths = np.array([3] * 50 + [4] * 10 + [5] * 25 + [6] * 40 + [90] * 2)
-    assert np.bincount(segments.pool_lengths(lengths, 30)).tolist() == [50, 35, 42]
-    table = segments.by_length(users(lengths == 3), lengths, "recall@5", min_users=30)
-    assert table["value"].tolist() == [1.0, 0.0, 0.0]
-    assert table[["shortest", "longest"]].to_numpy().tolist() == [[3, 3], [4, 5], [6, 90]]
-    assert table["num_users"].sum() == len(lengths)
-
-
