@@ -261,7 +261,7 @@ def finetune(
     network, tokenizer = language_models.load_base(
         model, paths, settings.method == "qlora", engine, settings.max_seq_length
     )
-    stamp = describe_inputs(network, prepared, model, settings)
+    stamp = describe_inputs(prepared, model, settings)
     check_stamp(checkpoints / "run.json", stamp)
     if settings.method != "full":
         adapter = settings.rank, settings.alpha, settings.dropout, settings.seed
@@ -270,26 +270,20 @@ def finetune(
     trainer.train(resume_from_checkpoint=checkpoint)
     language_models.save(trainer.model, tokenizer, paths.adapter(name))
     run = stamp | describe_run(trainer, engine) | {"seconds": round(time.perf_counter() - started, 1)}
-    run |= language_models.describe_origin(paths, model)
     write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return read_log(log)
 
 
-def describe_inputs(network, prepared: Prepared, model: str, settings: TrainingSettings) -> dict:
+def describe_inputs(prepared: Prepared, model: str, settings: TrainingSettings) -> dict:
     """Write down what a run is made of: base, data, settings."""
-    base = {name: _byte_sum(tensor) for name, tensor in network.named_parameters()}
     return {
         "model": model,
         "dataset": prepared.dataset,
-        "base_fingerprint": digest(base),
-        "data_fingerprint": digest(prepared.splits["train"]["text"][:]),
         "settings": asdict(settings),
+        "data_fingerprint": digest(prepared.splits["train"]["text"][:]),
+        **language_models.describe_origin(prepared.paths, model),
     }
-
-
-def _byte_sum(tensor: torch.Tensor) -> int:
-    return int(tensor.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def check_stamp(path: Path, stamp: dict) -> None:
