@@ -91,7 +91,7 @@ def keep_unseen(hits: Hits, seen: Sequence[np.ndarray], k: int) -> Hits:
 def hide_seen(scores: np.ndarray, seen: Sequence[np.ndarray]) -> None:
     """Set the scores of each row's seen items to -inf, in place."""
     rows, items = flatten_seen(seen)
-    check_number(items.max(initial=0), "an item of seen", 0, scores.shape[1] - 1)
+    check_number(int(items.max(initial=0)), "an item of seen", 0, scores.shape[1] - 1)
     scores[rows, items] = -np.inf
 
 

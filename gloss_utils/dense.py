@@ -44,6 +44,8 @@ def check_sha256(directory: Path, sha256: str) -> Path:
 @lru_cache(maxsize=2)
 def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F821
     """Load a sentence encoder once per process: a name of `ENCODERS`, an id of the hub, or a directory."""
+    if "/" not in encoder:
+        check_choice(encoder, ENCODERS, "encoder")
     import torch  # here, because BM25 alone should not wait for it
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
@@ -51,8 +53,6 @@ def load_encoder(encoder: str, dtype: str) -> "SentenceTransformer":  # noqa: F8
     from .resources import check_reachable
 
     logging.disable_progress_bar()  # "Loading weights" in every notebook
-    if "/" not in encoder:
-        check_choice(encoder, ENCODERS, "encoder")
     source = str(minilm_directory()) if encoder == "minilm" else ENCODERS.get(encoder, encoder)
     try:
         check_reachable(source)

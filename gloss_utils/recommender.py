@@ -118,7 +118,7 @@ class Recommender:
         texts, seen = [], []
         for entry in filter(None, map(str.strip, history)):
             rows = self._rows.get(entry) or self._titles.get(_key(entry), [])
-            unknown = f"no item '{entry}' in the catalog"
+            unknown = f"no item '{entry[:60]}' in the catalog"
             if not rows and self._amazon_ids and ASIN.fullmatch(entry):
                 notes.append(f"{unknown}: left out of the history")
                 continue

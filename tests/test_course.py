@@ -125,7 +125,7 @@ def test_a_failing_cell_names_itself_keeps_the_partial_notebook_and_exits_with_1
         (["-p", "STEPS", "true"], "parameter STEPS takes int, not True"),
         (["--profile", "smok"], "unknown profile 'smok': did you mean 'smoke'?"),
         (["-p", "DATASET", "sampel"], "unknown DATASET 'sampel': did you mean 'sample'?"),
-        (["-p", "DATASET", "my shop"], "write ./my shop"),
+        (["-p", "DATASET", "my shop"], "./my shop"),
         (["-p", "DATASET", ".."], "unknown DATASET '..'"),
     ],
 )

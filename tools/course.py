@@ -95,22 +95,6 @@ def check_parameters(given: dict, known: dict[str, dict[str, str]]) -> dict:
     return checked
 
 
-def locate_dataset(given: dict) -> DatasetPaths:
-    """Find the dataset's directory, before anything is made for a name that is not one.
-
-    Raises:
-        ValueError: neither a known name nor a directory (with a slash).
-    """
-    dataset, data_dir = given.get("DATASET", "sample"), given.get("DATA_DIR", "data")
-    if "/" not in dataset and "\\" not in dataset:
-        made = [path.name for path in paths.resolve(data_dir).glob("*") if (path / "interactions.parquet").exists()]
-        try:
-            check_choice(dataset, {*paths.DATASETS, *made}, "DATASET")
-        except ValueError as error:
-            raise ValueError(f"{error}. For a directory of your own write ./{dataset or 'my_store'}") from None
-    return paths.dataset_paths(dataset, data_dir)
-
-
 def select(notebooks: list[Path], only: list[str] | None, start: str | None) -> list[Path]:
     """Apply `--only 02 05` or `--from 03`; a number or a whole name will do.
 
@@ -156,10 +140,13 @@ class CourseState:
         self.dataset, self.notebooks, self.files = dataset, {}, {}
         try:
             state = json.loads(dataset.course_state.read_text())
-            self.notebooks, self.files = dict(state["notebooks"]), dict(state["files"])
+            keys = ("fingerprint", "files", "rows")
+            self.notebooks = {stem: {key: record[key] for key in keys} for stem, record in state["notebooks"].items()}
+            self.files = dict(state["files"])
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.notebooks = {}
             say(f"{here(dataset.course_state)} cannot be read: every notebook runs again")
 
     def is_current(self, stem: str, fingerprint: str, executed: Path) -> bool:
@@ -168,7 +155,7 @@ class CourseState:
         if record is None or record["fingerprint"] != fingerprint or not executed.exists():
             return False
         now = self.snapshot()
-        return all(
+        return self._rows() >= record["rows"] and all(
             name in now and (Path(name).name in SHARED_FILES or now[name] == self.files.get(name))
             for name in record["files"]
         )
@@ -183,8 +170,12 @@ class CourseState:
         now = self.snapshot()
         written = [name for name, stat in now.items() if before.get(name) != stat]
         self.files.update({name: now[name] for name in written})
-        self.notebooks[stem] = {"fingerprint": fingerprint, "files": written}
+        self.notebooks[stem] = {"fingerprint": fingerprint, "files": written, "rows": self._rows()}
         self._save()
+
+    def _rows(self) -> int:
+        """Whole lines of results.csv. A notebook only adds or replaces: where there are fewer now, some are lost."""
+        return self.dataset.results.read_bytes().count(b"\n") if self.dataset.results.exists() else 0
 
     def snapshot(self) -> dict[str, list[int]]:
         """Size and time of every artifact; raw files, caches and hidden files are not artifacts of a notebook."""
@@ -331,7 +322,7 @@ def run(arguments: argparse.Namespace) -> int:
     notebooks = find_notebooks()
     known = known_parameters(notebooks)
     given = check_parameters({**read_profile(arguments.profile), **dict(arguments.parameters)}, known)
-    dataset = locate_dataset(given)
+    dataset = paths.find_dataset(given.get("DATASET", "sample"), given.get("DATA_DIR", "data"))
     if arguments.clean:
         return clean(dataset)
     if arguments.publish:
@@ -389,7 +380,7 @@ def summary(outcomes: list, out_dir: Path, dataset: DatasetPaths, figures_dir: P
         f"results:            {here(dataset.results)}",
     ]
     if dataset.results.exists():
-        lines += ["", results_table(pd.read_csv(dataset.results), dataset.dataset)]
+        lines += ["", results_table(dataset.read(dataset.results, "results", pd.read_csv), dataset.dataset)]
     return "\n".join(lines)
 
 
@@ -447,7 +438,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(parse(argv))
     except (ValueError, OSError) as error:
-        print(f"course: {error}", file=sys.stderr)
+        where = f"{error.filename}: {error.strerror}; " if getattr(error, "filename", None) else ""
+        remedy = "make room, or give DATA_DIR and --out folders that can be written" if where else error
+        print(f"course: {where}{remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("course: stopped; the same command goes on where it was", file=sys.stderr)
