@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .paths import PROJECT_ROOT, check_choice
+from .paths import PROJECT_ROOT, check_choice, read_json
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MIB, GIB, GB = 2**20, 2**30, 1e9
@@ -97,8 +97,10 @@ def check_reachable(source: str) -> None:
     if Path(source).is_dir():
         return
     try:
-        if isinstance(try_to_load_from_cache(source, "config.json"), str):
-            return
+        index = try_to_load_from_cache(source, "model.safetensors.index.json")
+        parts = read_json(Path(index))["weight_map"].values() if isinstance(index, str) else ["model.safetensors"]
+        if all(isinstance(try_to_load_from_cache(source, name), str) for name in ("config.json", *parts)):
+            return  # half a model in the cache does not count: its rest would be asked for
         HfApi().model_info(source, timeout=TIMEOUT)
     except (httpx.HTTPError, ValueError) as error:  # no network; not an id, such as a mistyped directory
         raise OSError(str(error)) from error
