@@ -54,7 +54,11 @@ def find_notebooks() -> list[Path]:
 
 def known_parameters(notebooks: list[Path]) -> dict[str, dict[str, str]]:
     """Per notebook: the names in its tagged cell, and the type each one is annotated with."""
-    inspected = {notebook.stem: papermill.inspect_notebook(str(notebook)) for notebook in notebooks}
+
+    def read(notebook: Path) -> dict:
+        return papermill.inspect_notebook(str(notebook))
+
+    inspected = {path.stem: paths.read_file(path, read, "take it from git again") for path in notebooks}
     return {
         stem: {name: found["inferred_type_name"] for name, found in parameters.items()}
         for stem, parameters in inspected.items()
@@ -69,10 +73,11 @@ def read_profile(name: str) -> dict:
     """
     check_choice(name, [path.stem for path in (NOTEBOOKS / "profiles").glob("*.yaml")], "profile")
     path = NOTEBOOKS / "profiles" / f"{name}.yaml"
-    try:
-        return yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{here(path)} is not YAML: {' '.join(str(error).split())}") from error
+
+    def read(path: Path) -> dict:
+        return dict(yaml.safe_load(path.read_text()) or {})
+
+    return paths.read_file(path, read, "write one NAME: value per line")
 
 
 def check_parameters(given: dict, known: dict[str, dict[str, str]]) -> dict:
@@ -249,7 +254,7 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
             cwd=PROJECT_ROOT,
             on_cell_start=lines.start,
             on_cell_executed=lines.end,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+            extra_arguments=["--IPKernelApp.log_level=50"],  # else Ctrl-C prints its traceback
         )
     finally:
         lines.stopped.set()
