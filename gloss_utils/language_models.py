@@ -143,9 +143,6 @@ def load_tokenizer(source: str):
 
     With PAD = EOS, a mask made by token number would hide the EOS too, and the model would never learn to
     stop. Our masks are made by position, so EOS is a safe last resort for a vocabulary without a spare token.
-
-    Raises:
-        FileNotFoundError: it is neither on this disk nor to be had from the hub.
     """
     try:
         check_reachable(source)
@@ -219,10 +216,8 @@ def read_run(paths: DatasetPaths, model: str) -> dict:
 def describe_origin(paths: DatasetPaths, model: str) -> dict:
     """What an adapter goes with, for `run.json`: the prepared data, and the base where it was made here."""
     base, test = paths.base_model(model) / "model.safetensors", paths.splits / "test" / "dataset_info.json"
-    return {
-        "data": read_json(test)["description"] if test.exists() else None,
-        "base model": file_sha256(base) if base.exists() else None,
-    }
+    data = read_json(test)["description"] if test.exists() else None
+    return {"data": data, "base model": file_sha256(base) if base.exists() else None}
 
 
 def engine_of(run: dict) -> str:

@@ -4,6 +4,7 @@ import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,22 +179,16 @@ def name_systems(results: pd.DataFrame) -> pd.Series:
 
 
 def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Put rows into a CSV file in place of those that agree with them in all `keys`; what stays keeps its digits.
-
-    One writer at a time. A last line that was cut short goes: the runner runs the notebook of a lost row again.
-    """
+    """Put rows into a CSV file for those that agree in all `keys`; what stays keeps its digits. One writer at a time."""
     with FileLock(Path(tempfile.gettempdir()) / f"gloss-{digest(str(path.resolve()))}.lock"):
-        if path.exists():
-            old = read_file(path, _whole_rows, "delete it and run notebooks 02, 05 and 07")
+        read = partial(Path.read_text, encoding="utf-8")
+        text = read_file(path, read, "delete it and run notebooks 02, 05 and 07") if path.exists() else ""
+        if whole := text[: text.rfind("\n") + 1]:  # of a line that was cut short, the runner runs the notebook again
+            old = pd.read_csv(io.StringIO(whole), dtype=str, keep_default_na=False)
             replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
             old = old[~pd.MultiIndex.from_frame(old[keys]).isin(replaced)]
             rows = pd.concat([old, rows]) if len(old) else rows
         write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
-
-
-def _whole_rows(path: Path) -> pd.DataFrame:
-    text = path.read_text(encoding="utf-8")
-    return pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), dtype=str, keep_default_na=False)
 
 
 def save_results(

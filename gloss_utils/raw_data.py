@@ -91,27 +91,17 @@ def keep_users(interactions: pd.DataFrame, max_users: int, seed: int) -> pd.Data
 
 
 def prepare(
-    dataset: str,
-    raw_dir: str | Path | None = None,
+    dataset: str,  # sample, beauty, toys, sports, or a directory of one's own (with a slash)
+    raw_dir: str | Path | None = None,  # of the raw files, "" for the dataset's own raw/; missing ones are fetched
     data_dir: str | Path = "data",
-    tie_order: str = "asin",
-    max_users: int = 0,
-    columns: dict[str, str] | None = None,
-    seed: int = 42,
+    tie_order: str = "asin",  # of purchases of one instant: asin, shuffled or reverse
+    max_users: int = 0,  # a seeded sample of so many users; 0 for all
+    columns: dict[str, str] | None = None,  # what files of one's own call user, item, timestamp, title
+    seed: int = 42,  # of the shuffle and of the sample
     progress: bool = True,
-    time_format: str = "",
+    time_format: str = "",  # of one's own times that are neither ISO dates nor seconds, see raw_files.to_seconds
 ) -> splits.Prepared:
-    """Turn raw files into interactions, catalog and splits, and write them.
-
-    Args:
-        dataset: `sample`, `beauty`, `toys`, `sports`, or a directory of one's own (with a slash).
-        raw_dir: where the raw files are; None or "" for the dataset's own `raw/`. Missing ones are fetched.
-        tie_order: how to order purchases of one instant: `asin`, `shuffled` or `reverse`.
-        max_users: keep a seeded sample of so many users; 0 for all.
-        columns: for files of one's own: their names for `user, item, timestamp, title`.
-        seed: of the shuffle and of the sample.
-        time_format: of one's own timestamps where they are neither ISO dates nor seconds, see `raw_files.to_seconds`.
-    """
+    """Turn raw files into interactions, catalog and splits, and write them."""
     check_choice(tie_order, splits.TIE_ORDERS, "tie order")
     check_number(max_users, "max_users", 0)
     check_number(seed, "seed", 0)

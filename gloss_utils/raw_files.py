@@ -200,18 +200,15 @@ def _read_table(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
         raise FileNotFoundError(f"no {name}.csv or {name}.parquet in {show(raw_dir)}: put one there")
     if len(found) > 1:
         raise ValueError(f"both {name}.parquet and {name}.csv are in {show(raw_dir)}: keep one of them")
-    path = found[0]
-    if path.suffix == ".csv":  # ids are text: '007' must not become 7, nor 'NA' a missing value
-        read = partial(pd.read_csv, dtype=str, keep_default_na=False, na_values=[""])
-    else:
-        read = pd.read_parquet
+    path = found[0]  # ids are text: '007' must not become 7, nor 'NA' a missing value
+    read_csv = partial(pd.read_csv, dtype=str, keep_default_na=False, na_values=[""])
+    read = read_csv if path.suffix == ".csv" else pd.read_parquet
     table = read_file(path, read, "save it as CSV in UTF-8, with commas, or as Parquet")
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise ValueError(
-            f"{path.name} has no column '{missing[0]}': it has {', '.join(map(str, table.columns))}; "
-            f'separate them by commas, and name yours, as in columns={{"user": "{table.columns[0]}"}}'
-        )
+        remedy = f'separate them by commas, and name yours, as in columns={{"user": "{table.columns[0]}"}}'
+        has = ", ".join(map(str, table.columns))
+        raise ValueError(f"{path.name} has no column '{missing[0]}': it has {has}; {remedy}")
     ids = table[columns[: 2 if name == "interactions" else 1]]  # a missing title is dealt with later
     empty = (ids.isna() | (ids.astype(str).apply(lambda column: column.str.strip()) == "")).to_numpy()
     if empty.any():
@@ -245,10 +242,9 @@ def to_seconds(timestamps: pd.Series, time_format: str = "") -> pd.Series:
             wrong |= numbers.between(19_900_101, 21_001_231).all() | (unit > 1) & (seconds * 1000 <= MAX_SECONDS)
     if wrong.any():
         row = int(np.argmax(wrong.to_numpy()))
-        raise ValueError(
-            f"timestamp {timestamps.iloc[row]!r} in row {row + 1} of the interactions cannot be read with certainty: "
-            "use seconds or dates such as 2014-07-23, or say time_format (TIME_FORMAT in notebook 01)"
-        )
+        where = f"timestamp {timestamps.iloc[row]!r} in row {row + 1} of the interactions"
+        remedy = "use seconds or dates such as 2014-07-23, or say time_format (TIME_FORMAT in notebook 01)"
+        raise ValueError(f"{where} cannot be read with certainty: {remedy}")
     if dated:
         return values.astype("datetime64[s, UTC]").astype("int64")
     return (pd.to_numeric(timestamps) // unit).astype("int64")

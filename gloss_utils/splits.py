@@ -165,10 +165,8 @@ def load_prepared(dataset: str = "sample", data_dir: str | Path = "data") -> Pre
     report = paths.read(paths.report, "report", lambda path: pd.read_csv(path, keep_default_na=False))
     prepared = Prepared(paths.dataset, paths, interactions, catalog, splits, report)
     if {rows.info.description for rows in splits.values()} != {prepared.fingerprint}:
-        raise ValueError(
-            f"{show(paths.splits)} was made from other interactions, catalog or report than those beside it: "
-            f"run notebook 01 with DATASET={paths.dataset} again"
-        )
+        wrong = f"{show(paths.splits)} was made from other interactions, catalog or report than those beside it"
+        raise ValueError(f"{wrong}: run notebook 01 with DATASET={paths.dataset} again")
     return prepared
 
 

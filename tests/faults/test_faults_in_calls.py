@@ -323,8 +323,8 @@ LIS = System("lis")
         r"results\.csv is damaged",
     ),
     Fault(
-        "results empty, and a row to add",
-        lambda p: injected.empty(p.paths.results),
+        "results of bytes, and a row to add",
+        lambda p: p.paths.results.write_bytes(b"\xff"),
         lambda p: metrics.upsert_rows(p.paths.results, pd.DataFrame({"model": ["x"]}), ["model"]),
         r"results\.csv is damaged .*: delete it and run notebooks 02",
     ),
@@ -351,7 +351,7 @@ def test_results_that_are_refused(fault, store):
     assert injected.files(store).keys() == right.keys() and metrics.load_results(prepared)["model"].nunique() == 2
 
 
-@pytest.mark.parametrize("left", [0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("left", [0, 0.05, 0.3, 0.5, 0.7, 0.9])
 def test_a_cut_results_file_is_made_whole(left, store):
     """Half a line stayed for good, and its notebook counted as up to date."""
     prepared = results_of(store)
