@@ -179,7 +179,7 @@ def name_systems(results: pd.DataFrame) -> pd.Series:
 
 
 def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Put rows into a CSV file for those that agree in all `keys`; the others keep their digits. Writers take turns."""
+    """Put rows into a CSV file for those that agree in all `keys`; others keep their digits. Writers take turns."""
     with FileLock(Path(tempfile.gettempdir()) / f"gloss-{digest(str(path.resolve()))}.lock"):
         read = partial(Path.read_text, encoding="utf-8")
         text = read_file(path, read, "delete it and run notebooks 02, 05 and 07") if path.exists() else ""
