@@ -5,14 +5,17 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import injected
+import nbformat
 import pandas as pd
 import pytest
 from injected import DAY, START, TITLES, Fault, contents, cut, empty, own_tables, prepare, refused, rows
 
-from gloss_utils import raw_data, splits
+from gloss_utils import paths, raw_data, splits
 
 REVIEWS, META = "reviews_Toys_and_Games_5.json.gz", "meta_Toys_and_Games.json.gz"
 
@@ -561,3 +564,31 @@ def test_a_disk_that_takes_nothing(number, name, store, monkeypatch):
         prepare(store)
     monkeypatch.undo()
     assert injected.files(store) == before
+
+
+def test_chapter_00_goes_on_after_a_stop(store, store_template):
+    """It only asked whether there are splits, and a course that was stopped in chapter 01 stopped there for good."""
+    cells = nbformat.read(paths.PROJECT_ROOT / "notebooks" / "00_start_here.ipynb", as_version=4).cells
+    (cell,) = [cell.source for cell in cells if cell.cell_type == "code" and "load_prepared(DATASET" in cell.source]
+    cut(store / "catalog.parquet")
+    names = {
+        "DATASET": f"{store}/",
+        "DATA_DIR": "data",
+        "RAW_DIR": "",
+        "TIE_ORDER": "asin",
+        "MAX_USERS": 0,
+        "SEED": 42,
+    }
+    exec(cell, names | {"TIME_FORMAT": "", "columns": {}, "raw_data": raw_data} | vars(splits))
+    assert contents(store) == contents(store_template)
+
+
+def test_a_locale_without_accents(store_template, tmp_path):
+    """The same data where the system's own encoding is ASCII."""
+    root = injected.copy(store_template / "raw", tmp_path / "store" / "raw").parent
+    code = (
+        "import sys; from gloss_utils import load_prepared, prepare; prepare(sys.argv[1]); load_prepared(sys.argv[1])"
+    )
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, f"{root}/"], check=True, env=plain, cwd=paths.PROJECT_ROOT)
+    assert contents(root) == contents(store_template)
