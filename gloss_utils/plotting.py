@@ -167,8 +167,8 @@ def grouped_intervals(
     title: str = "",
 ) -> plt.Figure:
     """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker."""
-    figure, axis = plt.subplots(figsize=(7.0, 3.5))
     groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
+    figure, axis = plt.subplots(figsize=(max(7.0, 1.1 * len(groups)), 3.5))
     for number, name in enumerate(names):
         part = table[table[series] == name]
         x = [groups.index(value) + 0.6 * ((number + 0.5) / len(names) - 0.5) for value in part[group]]
