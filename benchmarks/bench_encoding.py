@@ -1,6 +1,6 @@
 """Encoding the catalog's titles with MiniLM: ours against the plain fp32 call and against retriv.
 
-python benchmarks/bench_encoding.py --raw-dir ../shared/amazon2014 [--titles 2000]
+python benchmarks/bench_encoding.py --raw-dir <folder> [--titles 2000]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Fused ranking of every Beauty user: time, memory, and how both grow with users and catalog.
 
-    python benchmarks/bench_fusion.py --raw-dir ../shared/amazon2014
+    python benchmarks/bench_fusion.py --raw-dir <folder>
 
 Titles are encoded before the clock starts (they are cached in a real run too). The clock covers counting the
 matrices, scoring, adding up and the top ten. The limits: 20 seconds on two cores, 2 GiB for the whole process.

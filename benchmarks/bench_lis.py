@@ -1,6 +1,6 @@
 """LIS-BM25 for all test users: our path against bm25s + dictionaries + ranx, each in a fresh process.
 
-    python benchmarks/bench_lis.py --raw-dir ../shared/amazon2014
+    python benchmarks/bench_lis.py --raw-dir <folder>
 
 Both start from the prepared data. The clock runs over the path's own imports (and ranx's compiling, as on a
 first run), index, search and metrics.

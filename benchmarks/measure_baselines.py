@@ -1,6 +1,6 @@
 """Measure the systems that need no language model on real data, and keep them with their provenance.
 
-    python benchmarks/measure_baselines.py --dataset beauty --raw-dir ../shared/amazon2014
+    python benchmarks/measure_baselines.py --dataset beauty --raw-dir <folder>
 
 Prepares the data, ranks every test user with each baseline and with the fused signals of chapter 07, and lets
 `keep_measured` write its three files in data/.

@@ -1,6 +1,6 @@
 """GLoSS-1B's published texts for validation users of Toys, under each retriever and ranking rule.
 
-    python benchmarks/rank_published.py --raw-dir ../shared/amazon2014 --texts ../shared/gloss_published/toys_llama-1b_beam5_validation_half.json
+    python benchmarks/rank_published.py --raw-dir <folder> --texts <file>
 
 The users, their histories and targets are the file's own. Differences are paired by user, against the authors' rule
 (`score`, seen items kept) with the same retriever. Writes benchmarks/results/published_rules.csv, and to

@@ -1,6 +1,6 @@
 """What the numbering of the items is worth, since equal scores go to the lower number: LIS-BM25, seen items dropped.
 
-    python benchmarks/tie_orders.py --raw-dir ../shared/amazon2014
+    python benchmarks/tie_orders.py --raw-dir <folder>
 
 Seven numberings per category: the course's, by asin forwards and backwards, as all histories meet the items (the
 held-out purchases included), and three shuffles. Beside it, last-item search with the last two titles joined.

@@ -189,10 +189,10 @@ def pipeline(
     history: list[str], texts: list[str], items: list[str], target: str, writer: str, searcher: str
 ) -> plt.Figure:
     """Draw one user's way through GLoSS: history, `writer`, generated texts, `searcher`, items with the target."""
-    figure, axis = plt.subplots(figsize=(10.5, 3.6))
+    figure, axis = plt.subplots(figsize=(10.5, 4.0))
     axis.set(xlim=(0, 100), ylim=(0, 100))
     axis.axis("off")
-    columns = [("what the user bought", history, 0), ("texts that it writes", texts, 38), ("items found", items, 76)]
+    columns = [("what the user bought", history, 0), ("texts that the model writes", texts, 38), ("items found", items, 76)]
     for heading, lines, left in columns:
         axis.text(left + 12, 97, heading, ha="center", va="top", weight="bold", fontsize=10)
         for row, line in enumerate(lines):
@@ -205,7 +205,8 @@ def pipeline(
         arrow = {"arrowstyle": "-|>", "lw": 2, "color": "0.3"}
         axis.annotate("", (left + 11.5, 50), (left + 0.5, 50), arrowprops=arrow)
         axis.text(left + 6, 55, textwrap.fill(name, 12), ha="center", va="bottom", fontsize=9)
-    axis.text(88, 0, "green: what the user bought next", ha="center", va="bottom", fontsize=8, color="0.3")
+    if target in items:
+        axis.text(88, -9, "green: what the user bought next", ha="center", va="bottom", fontsize=8, color="0.3")
     return figure
 
 
