@@ -14,9 +14,7 @@ from gloss_utils import dense, raw_data
 
 
 def plain(texts: list[str]) -> np.ndarray:
-    return dense.load_encoder("minilm", "float32").encode(
-        texts, normalize_embeddings=True, show_progress_bar=False
-    )
+    return dense.load_encoder("minilm", "float32").encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
 
 def retriv(texts: list[str]) -> np.ndarray:

@@ -5,7 +5,7 @@
 The users, their histories and targets are the file's own. Differences are paired by user, against the authors' rule
 (`score`, seen items kept) with the same retriever. Writes benchmarks/results/published_rules.csv, and to
 published_texts.csv the texts that are no title of the catalog but whose first hit is what the user bought next.
-"""  # noqa: E501
+"""
 
 import argparse
 import html

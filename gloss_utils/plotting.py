@@ -192,7 +192,7 @@ def pipeline(
     figure, axis = plt.subplots(figsize=(10.5, 4.0))
     axis.set(xlim=(0, 100), ylim=(0, 100))
     axis.axis("off")
-    columns = [("what the user bought", history, 0), ("texts that the model writes", texts, 38), ("items found", items, 76)]
+    columns = [("what the user bought", history, 0), ("texts of the model", texts, 38), ("items found", items, 76)]
     for heading, lines, left in columns:
         axis.text(left + 12, 97, heading, ha="center", va="top", weight="bold", fontsize=10)
         for row, line in enumerate(lines):
