@@ -267,7 +267,7 @@ def test_results_table_lists_test_users_best_first():
         ]
     )  # fmt: skip
     table = course.results_table(results, "toy")
-    assert table.index("tiny") < table.index("lis") and "0.9000" not in table
+    assert table.index("tiny · BM25") < table.index("LIS · BM25") and "0.9000" not in table and "none" not in table
 
 
 def test_state_survives_a_data_directory_that_is_gone(tmp_path):

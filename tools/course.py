@@ -21,6 +21,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils import paths
+from gloss_utils.metrics import name_systems
 from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, check_choice, digest, write_atomically
 from tools import pages
 
@@ -392,12 +393,13 @@ def summary(outcomes: list, out_dir: Path, dataset: DatasetPaths, figures_dir: P
 def results_table(results: pd.DataFrame, dataset: str, most: int = 20) -> str:
     """The test users' best systems by Recall@5, each with its 95 % interval."""
     test = results[results["split"] == "test"].copy()
-    keys = ["model", "strategy", "retriever", "policy", "num_users"]
+    test["system"] = name_systems(test)
     test["cell"] = [f"{r.value:.4f} [{r.low:.4f}, {r.high:.4f}]" for r in test.itertuples()]
-    wide = test.pivot_table(index=keys, columns="metric", values="cell", aggfunc="last").reset_index()
-    wide = wide.sort_values("recall@5", ascending=False, kind="stable").head(most)
+    wide = test.pivot_table(index=["system", "num_users"], columns="metric", values="cell", aggfunc="last")
+    wide = wide.reset_index().sort_values("recall@5", ascending=False, kind="stable").head(most)
+    wide["system"] = wide["system"].str.ljust(wide["system"].str.len().max())
     title = f"dataset '{dataset}', test users, mean and 95 % interval, best {len(wide)} by Recall@5"
-    return title + "\n" + wide[keys + ["recall@5", "ndcg@5"]].to_string(index=False)
+    return title + "\n" + wide[["system", "num_users", "recall@5", "ndcg@5"]].to_string(index=False)
 
 
 def publish(executed: list[Path], notebooks_dir: Path) -> None:

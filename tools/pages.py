@@ -1,5 +1,6 @@
 """Notebooks as web pages, by nbconvert with one template; nothing in a page needs a network."""
 
+import base64
 import html
 import re
 from pathlib import Path
@@ -18,6 +19,16 @@ INTRODUCTION = (
     "A recommender that writes: a Llama model, fine-tuned on purchase histories, writes the text of the next item, "
     "and a search index turns that text into items of the catalog."
 )
+
+# What the index shows: one user of the fictional store, the strategies on it, and the published systems on real data.
+KEY_FIGURES = [
+    (
+        "sample/00_pipeline.png",
+        "One user of the sample store: last purchases, texts that the model writes, items found.",
+    ),
+    ("sample/05_policies.png", "The sample store: NDCG@5 by merging strategy and retriever."),
+    ("beauty/08_systems.png", "Amazon Beauty: our systems beside the published ones."),
+]
 
 
 def without_run_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -127,16 +138,27 @@ def write_site(out_dir: Path, site: Path) -> Path:
     pages = [(stem, title_of(notebook)) for stem, notebook in opened.items()]
     for path in notebooks:
         write_page(path, site / f"{path.stem}.html", pages)
+    figures = "".join(_picture(*figure) for figure in KEY_FIGURES)
     rows = [f'<tr><td><a href="{s}.html">{html.escape(t)}</a></td><td>{_goal(opened[s])}</td></tr>' for s, t in pages]
     index = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>GLoSS, step by step</title><style>{style()}</style></head><body><main><h1>GLoSS, step by step</h1>"
-        f"<p>{INTRODUCTION}</p><table><tr><th>chapter</th><th>goal</th></tr>{''.join(rows)}</table></main></body></html>"
+        f"<p>{INTRODUCTION}</p><table><tr><th>chapter</th><th>goal</th></tr>{''.join(rows)}</table>{figures}</main></body></html>"
     )
     write_atomically(site / "index.html", lambda temporary: temporary.write_text(index))
     print(f"site: {site.name}/index.html")
     return site / "index.html"
+
+
+def _picture(path: str, description: str) -> str:
+    """A tracked figure, in the page itself; nothing where it is not there."""
+    file = PROJECT_ROOT / "figures" / path
+    if not file.exists():
+        return ""
+    data = base64.b64encode(file.read_bytes()).decode()
+    words = html.escape(description)
+    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}"><figcaption>{words}</figcaption></figure>'
 
 
 def _goal(notebook: nbformat.NotebookNode) -> str:
