@@ -27,7 +27,7 @@ KEY_FIGURES = [
         "One user of the sample store: last purchases, texts that the model writes, items found.",
     ),
     ("sample/05_policies.png", "The sample store: NDCG@5 by merging strategy and retriever."),
-    ("beauty/08_systems.png", "Amazon Beauty: our systems beside the published ones."),
+    ("beauty/08_comparable.png", "Amazon Beauty: our systems beside the published ones."),
 ]
 
 
