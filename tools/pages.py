@@ -162,5 +162,5 @@ def _picture(path: str, description: str) -> str:
 
 
 def _goal(notebook: nbformat.NotebookNode) -> str:
-    found = re.search(r"\*\*Goal\.?\*\*:?\s*(.+)", notebook.cells[0].source)
-    return html.escape(found[1]) if found else ""
+    found = re.search(r"\*\*Goal\.?\*\*:?\s*(.+?)(?:\n\n|$)", notebook.cells[0].source, re.S)
+    return html.escape(" ".join(found[1].split())) if found else ""
