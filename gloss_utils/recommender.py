@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import prompts
+from .baselines import item_counts
 from .paths import check_choice, check_number
 from .ranking import POLICIES, rank_with_scores
 from .splits import load_prepared, training_histories
@@ -79,7 +80,7 @@ class Recommender:
 
         room = length - strategy.max_new_tokens
         fit_history = partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=room)
-        counts = np.bincount(np.concatenate(training_histories(prepared)), minlength=len(catalog_texts))
+        counts = item_counts(training_histories(prepared), len(catalog_texts))
         return cls(prepared.catalog, index, write_texts, fit_history, np.argsort(-counts, kind="stable"), policy)
 
     def recommend(self, history: Sequence[str] | str, k: int = 5) -> pd.DataFrame:

@@ -7,7 +7,6 @@ together. So vLLM's beams hold more titles that break off early, and its files a
 vLLM wants an environment of its own (`requirements-vllm.txt`); `make check-vllm` compares the two there.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from .generation import Generated, Strategy, encode_prompts, get_strategy, keep_texts, plan_batches, user_seed
-from .paths import DatasetPaths
+from .paths import DatasetPaths, read_json
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # `max_lora_rank` takes no other number
 
@@ -63,7 +62,7 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options)
 
 def lora_rank(adapter: Path) -> int:
     """The rank that vLLM has to make room for: the adapter's, or the next one that vLLM knows."""
-    rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+    rank = read_json(adapter / "adapter_config.json")["r"]
     enough = [known for known in VLLM_RANKS if known >= rank]
     if not enough:
         raise ValueError(f"the adapter's rank is {rank}, vLLM takes at most {VLLM_RANKS[-1]}: train a narrower one")

@@ -1,7 +1,6 @@
 """Run the notebooks in order, without a browser: `python -m tools.course --help`."""
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import nbformat
 import pandas as pd
 import papermill
 import yaml
+from filelock import FileLock, Timeout
 from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils import paths
@@ -308,15 +308,17 @@ def locked(dataset: DatasetPaths) -> Iterator[None]:
         ValueError: another run is at work there.
     """
     dataset.root.mkdir(parents=True, exist_ok=True)
-    with (dataset.root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run of the course works on '{dataset.dataset}': wait for it, or give this one a DATA_DIR "
-                "of its own"
-            ) from None
+    lock = FileLock(dataset.root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another run of the course works on '{dataset.dataset}': wait for it, or set another DATA_DIR"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def run(arguments: argparse.Namespace) -> int:
