@@ -371,7 +371,6 @@ def test_numbers_out_of_range(kind, name, value):
         (lambda: generation.generate(None, None, [], batch_size="8"), "batch_size is '8': it must be a whole number"),
         (lambda: generation.CatalogTrie([], None), "the catalog is empty"),
         (lambda: tiny_llama.train_tokenizer([]), "no item texts to train a tokenizer on: the catalog is empty"),
-        (lambda: resources.llama_config("llama-3.2-2b"), r"unknown Llama 'llama-3.2-2b': did you mean"),
     ],
 )
 def test_settings_that_are_refused(call, sentence):

@@ -1,0 +1,79 @@
+"""What a chapter builds in its own cells, run from the notebook and checked against numbers worked out elsewhere."""
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def bound_names(statement: ast.stmt) -> set[str]:
+    """Names that a statement of a cell binds: a function, a class, or the targets of an assignment."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name}
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+
+
+def lesson(stem: str, *names: str) -> SimpleNamespace:
+    """Run what binds these names in a chapter's cells, with the imports that it needs, and nothing else."""
+    cells = [cell for cell in nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4).cells if cell.cell_type == "code"]
+    statements = [statement for cell in cells for statement in ast.parse(cell.source).body]
+    kept = [statement for statement in statements if bound_names(statement) & set(names)]
+    used = {node.id for statement in kept for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    imports = [statement for statement in statements if isinstance(statement, ast.Import | ast.ImportFrom)]
+    for statement in imports:
+        statement.names = [alias for alias in statement.names if (alias.asname or alias.name) in used]
+    body = [statement for statement in imports if statement.names] + kept
+    namespace = {}
+    exec(compile(ast.Module(body, []), stem, "exec"), namespace)
+    return SimpleNamespace(**{name: namespace[name] for name in names})
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """Section 3.2: shapes, counts and bytes of a QLoRA step."""
+    names = ("llama", "llamas", "count_parameters", "NF4", "BF16", "FP32", "estimate_memory")
+    return lesson("03_qlora_finetuning", *names)
+
+
+@pytest.mark.parametrize(("model", "millions"), [("llama-3.2-1b", 11), ("llama-3.2-3b", 24), ("llama-3.1-8b", 42)])
+def test_trainable_parameters_are_the_papers(memory, model, millions):
+    counts = memory.count_parameters(memory.llamas[model], rank=16)
+    assert round(counts["adapter"] / 1e6) == millions
+
+
+def test_parameters_by_hand(memory):
+    """Llama-3.2-1B: sixteen layers; query and output 2048 × 2048, key and value 2048 × 512, MLP 2048 × 8192."""
+    counts = memory.count_parameters(memory.llamas["llama-3.2-1b"], rank=16)
+    assert counts["projections"] == 16 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 8192)
+    assert counts["adapter"] == 16 * 16 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192))
+    assert counts["other"] == 128_256 * 2048 + 33 * 2048  # tied: the head is the embedding
+
+
+def test_counting_agrees_with_a_real_model(memory):
+    config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=100,
+                         num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    counts = memory.count_parameters(config, rank=4)
+    real = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
+    assert counts["projections"] + counts["other"] == real
+
+
+@pytest.mark.parametrize(("model", "peak"), [("llama-3.2-1b", 4.0), ("llama-3.2-3b", 5.5), ("llama-3.1-8b", 9.0)])
+def test_estimate_is_near_the_published_peaks(memory, model, peak):
+    """With texts of 512 tokens the estimate is under each of the primer's peaks, and not under half of it."""
+    parts = memory.estimate_memory(memory.llamas[model], tokens=512)
+    total = parts.pop("total")
+    assert 0.5 * peak < total < peak
+    assert total == pytest.approx(sum(parts.values()))
+
+
+def test_longer_texts_cost_activations_only(memory):
+    config = memory.llamas["llama-3.2-1b"]
+    short, long = (memory.estimate_memory(config, tokens=tokens) for tokens in (256, 1024))
+    assert long["kept activations"] == pytest.approx(4 * short["kept activations"])
+    assert long["projections, 4 bit"] == short["projections, 4 bit"]
