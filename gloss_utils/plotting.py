@@ -1,9 +1,8 @@
-"""One style for figures and tables, and the figures that several chapters share or that are long."""
+"""One style for figures and tables, and the figures that several chapters share."""
 
 import base64
 import html
 import io
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -182,43 +181,4 @@ def grouped_intervals(
     axis.set_ylim(bottom=min(0, table["low"].min()))
     axis.grid(axis="x", visible=False)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    return figure
-
-
-def pipeline(
-    history: list[str], texts: list[str], items: list[str], target: str, writer: str, searcher: str
-) -> plt.Figure:
-    """Draw one user's way through GLoSS: history, `writer`, generated texts, `searcher`, items with the target."""
-    figure, axis = plt.subplots(figsize=(10.5, 4.0))
-    axis.set(xlim=(0, 100), ylim=(0, 100))
-    axis.axis("off")
-    columns = [("what the user bought", history, 0), ("texts of the model", texts, 38), ("items found", items, 76)]
-    for heading, lines, left in columns:
-        axis.text(left + 12, 97, heading, ha="center", va="top", weight="bold", fontsize=10)
-        for row, line in enumerate(lines):
-            color = COLORS[2] if left == 76 and line == target else COLORS[0]
-            words = textwrap.fill(textwrap.shorten(line, 78, placeholder=" …"), 30)
-            box = {"boxstyle": "round,pad=0.35", "fc": (*color, 0.15), "ec": color}
-            middle = 44 + 9.5 * (len(lines) - 1) - row * 19
-            axis.text(left + 12, middle, words, ha="center", va="center", fontsize=7.5, bbox=box)
-    for left, name in ((25, writer), (63, searcher)):
-        arrow = {"arrowstyle": "-|>", "lw": 2, "color": "0.3"}
-        axis.annotate("", (left + 11.5, 50), (left + 0.5, 50), arrowprops=arrow)
-        axis.text(left + 6, 55, textwrap.fill(name, 12), ha="center", va="bottom", fontsize=9)
-    if target in items:
-        axis.text(88, -9, "green: what the user bought next", ha="center", va="bottom", fontsize=8, color="0.3")
-    return figure
-
-
-def course_map(chapters: list[tuple[str, str]]) -> plt.Figure:
-    """Draw the chapters, (name, artifact) pairs, as a chain with the artifact that each one adds below it."""
-    figure, axis = plt.subplots(figsize=(10.5, 1.9))
-    axis.set(xlim=(-0.55, len(chapters) - 0.45), ylim=(-0.9, 0.75))
-    axis.axis("off")
-    axis.plot([0, len(chapters) - 1], [0, 0], color="0.75", lw=2, zorder=0)
-    for place, (name, artifact) in enumerate(chapters):
-        axis.scatter(place, 0, s=420, color=COLORS[0], zorder=1)
-        axis.text(place, 0, name[:2], ha="center", va="center", color="white", weight="bold", fontsize=9)
-        axis.text(place, 0.28, textwrap.fill(name[3:], 12), ha="center", va="bottom", fontsize=8.5)
-        axis.text(place, -0.28, textwrap.fill(artifact, 14), ha="center", va="top", fontsize=8, color="0.35")
     return figure
