@@ -8,11 +8,14 @@ Takes the test rows of the category's results.csv and its per-user metrics, and 
 - measured_segments.csv: `SYSTEMS` and GLoSS's published ranks by length of history (chapter 06);
 - measured_pairs.csv: `SYSTEMS` against GLoSS's published ranks, user by user (chapter 08).
 
+`measure_texts.py` adds the rows of generated texts to the same three files.
+
 Rows of the same system are replaced, all others stay.
 """
 
 import argparse
 import sys
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -37,7 +40,7 @@ SYSTEMS = [
 ]
 PUBLISHED = {f"GLoSS-{size}B": f"llama-{size}b e5-small-v2" for size in (1, 3, 8)} | {"LIS-BM25": "lis bm25"}
 SEGMENT_COLUMNS = ["dataset", "system", "segment", "metric", "value", "low", "high", "num_users", "best"]
-PAIR_COLUMNS = ["dataset", "system", "published", "metric", "a", "b", "difference", "low", "high"]
+PAIR_COLUMNS = ["dataset", "system", "against", "metric", "a", "b", "difference", "low", "high"]
 PAIR_COLUMNS += ["better", "both", "num_users"]  # better: what picking the better list per user would get
 
 
@@ -55,6 +58,15 @@ def refusal(prepared: Prepared) -> str:
 def published_ranks(dataset: str) -> pd.DataFrame:
     """The authors' ranks: reviewer_id, then one column per list; 0 where the target is not in it."""
     return pd.read_csv(DATA / "published_ranks" / f"ranks_{dataset}.csv.gz")
+
+
+def published_metrics(dataset: str) -> dict[str, pd.DataFrame]:
+    """The per-user metrics of the lists in `PUBLISHED`."""
+    ranks = published_ranks(dataset)
+    return {
+        name: metrics.score_ranks(ranks[column], ks=(5,), reviewer_ids=ranks["reviewer_id"])
+        for name, column in PUBLISHED.items()
+    }
 
 
 def on_users(per_user: pd.DataFrame, reviewer_ids) -> pd.DataFrame:
@@ -82,6 +94,32 @@ def keep(path: Path, rows: pd.DataFrame, keys: list[str], command: str, note: st
     print(f"{len(rows):4d} rows of {rows['dataset'].iloc[0]} in {path.relative_to(PROJECT_ROOT)}")
 
 
+def keep_results(dataset: str, split: str, tables: dict[System, pd.DataFrame], **provenance: str) -> None:
+    """Keep the means of per-user metrics, as results.csv has them."""
+    rows = [
+        metrics.summarize(table).assign(dataset=dataset, split=split, **asdict(system))
+        for system, table in tables.items()
+    ]
+    rows = pd.concat(rows)[[*RESULT_KEYS, "value", "low", "high", "num_users"]]
+    keep(metrics.MEASURED, rows, RESULT_KEYS[:-1], **provenance)
+
+
+def keep_segments(prepared: Prepared, tables: dict[str, pd.DataFrame], **provenance: str) -> None:
+    """Keep per-user metrics by length of history, for the test users that a table has."""
+    reviewer_ids, parts = load_task(prepared).reviewer_ids, []
+    for name, per_user in tables.items():
+        per_user = on_users(per_user, reviewer_ids)
+        lengths = segments.history_lengths(prepared, per_user["reviewer_id"])
+        segment = segments.assign(lengths, segments.thresholds_for(prepared.dataset))
+        parts.append(segments.by_segment(per_user, segment).assign(dataset=prepared.dataset, system=name))
+    keep(DATA / "measured_segments.csv", pd.concat(parts)[SEGMENT_COLUMNS], SEGMENT_COLUMNS[:2], **provenance)
+
+
+def keep_pairs(pairs: pd.DataFrame, **provenance: str) -> None:
+    """Keep paired differences: the columns of `pair`, with dataset, system and against."""
+    keep(DATA / "measured_pairs.csv", pairs[PAIR_COLUMNS], PAIR_COLUMNS[:3], **provenance)
+
+
 def keep_dataset(prepared: Prepared, models: list[str] | None, command: str, note: str) -> None:
     """Keep a dataset's test rows, and the segments and pairs of `SYSTEMS`."""
     dataset = prepared.dataset
@@ -91,29 +129,21 @@ def keep_dataset(prepared: Prepared, models: list[str] | None, command: str, not
     if rows.empty:
         sys.exit(f"no test rows of {models or dataset} in results.csv: run the notebooks first")
     keep(metrics.MEASURED, rows, RESULT_KEYS[:-1], **provenance)
-    reviewer_ids, ranks = load_task(prepared).reviewer_ids, published_ranks(dataset)
-    published = {
-        name: metrics.score_ranks(ranks[column], ks=(5,), reviewer_ids=ranks["reviewer_id"])
-        for name, column in PUBLISHED.items()
-    }
+    published = published_metrics(dataset)
     ours = {
         name_system(system): metrics.load_metrics(prepared, "test", system)
         for system in SYSTEMS
         if prepared.paths.metrics("test", system.name).exists()
     }
     print("measured here:", *ours, sep="\n  ")
-    by_segment, pairs = [], []
-    for name, per_user in (ours | {f"{name}, published": table for name, table in published.items()}).items():
-        per_user = on_users(per_user, reviewer_ids)
-        lengths = segments.history_lengths(prepared, per_user["reviewer_id"])
-        segment = segments.assign(lengths, segments.thresholds_for(dataset))
-        by_segment.append(segments.by_segment(per_user, segment).assign(dataset=dataset, system=name))
-    for name, per_user in ours.items():
-        for other, table in published.items():
-            pairs.append(pair(per_user, table).assign(dataset=dataset, system=name, published=other))
-    keep(DATA / "measured_segments.csv", pd.concat(by_segment)[SEGMENT_COLUMNS], SEGMENT_COLUMNS[:2], **provenance)
+    keep_segments(prepared, ours | {f"{name}, published": table for name, table in published.items()}, **provenance)
+    pairs = [
+        pair(per_user, table).assign(dataset=dataset, system=name, against=other)
+        for name, per_user in ours.items()
+        for other, table in published.items()
+    ]
     if pairs:
-        keep(DATA / "measured_pairs.csv", pd.concat(pairs)[PAIR_COLUMNS], PAIR_COLUMNS[:3], **provenance)
+        keep_pairs(pd.concat(pairs), **provenance)
 
 
 def main() -> None:
