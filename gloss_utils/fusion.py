@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import inv
 from scipy.optimize import minimize
 
 from . import baselines
@@ -22,7 +21,7 @@ from .paths import check_choice, check_number
 from .retrieval import Hits, blocks, top_k
 from .splits import Prepared, Task, load_task, training_histories, user_bounds
 
-SIGNALS = (
+FUSION = (
     "text",  # titles close to those of the last three items: STAR's one half
     "cooccurrence",  # bought by the same users: its other half
     "random_walk",  # two hops: to the buyers of an item, to what they bought, and once more
@@ -30,10 +29,8 @@ SIGNALS = (
     "two_step",  # what followed what followed it
     "skip_transitions",  # what came up to six purchases after one of the last five
     "time_decayed",  # what came within days of them, recent purchases first
-    "ease",  # a linear model of whole histories in closed form
     "popularity",
 )
-FUSION = tuple(name for name in SIGNALS if name != "ease")  # EASE holds a dense num_items² matrix
 
 # Set by hand on Beauty, before Toys was at hand; whether only validation users were looked at is not recorded.
 WALK_NEIGHBOURS = 100  # random_walk keeps an item's closest items only, which is ten times faster
@@ -43,7 +40,6 @@ TIME_REACH = 20  # time_decayed: the same, further, since the days between decid
 TIME_DAYS = 10.0  # time_decayed: an item that followed so many days later counts 1/e of one on the same day
 TIME_HISTORY, TIME_RANK_DECAY = 10, 0.9  # time_decayed starts from more items, since their age decides there
 AGE_DAYS, AGE_FLOOR = 60.0, 0.05  # time_decayed: a user's item counts floor + exp(-age / days)
-EASE_PENALTY = 200.0  # fixed beforehand, not tuned
 CANDIDATES = 50  # items per signal on which weights are fitted: about as many as can matter for a list of ten
 EXTRA_SHARE = 5  # at most one user in five gives up an item for the choice of weights
 THREADS = 4  # blocks of users ranked at once; each holds a few score matrices
@@ -181,20 +177,6 @@ def keep_best(matrix: sp.csr_matrix, per_row: int = WALK_NEIGHBOURS) -> sp.csr_m
     return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)
 
 
-def ease(histories: Sequence[np.ndarray], num_items: int, penalty: float = EASE_PENALTY) -> np.ndarray:
-    """EASE in closed form: with P the inverse of (XᵀX + penalty), -P[i, j] / P[j, j], and 0 on the diagonal.
-
-    Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW 2019).
-    """
-    bought = interaction_matrix(histories, num_items)
-    gram = (bought.T @ bought).toarray()
-    gram[np.diag_indices(num_items)] += penalty
-    inverse = inv(gram, overwrite_a=True, check_finite=False, assume_a="pos")
-    inverse /= -inverse.diagonal()
-    inverse[np.diag_indices(num_items)] = 0
-    return inverse
-
-
 def random_walk(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
     """One hop of a random walk: from an item to its buyers, to what they bought; the closest items only."""
     bought = interaction_matrix(histories, num_items)
@@ -228,10 +210,9 @@ def fit_signals(
         "two_step": lambda: ItemSignal((normalize_rows(transitions(histories, num_items)),) * 2),
         "skip_transitions": lambda: ItemSignal((after(SKIP_REACH),), WALK_HISTORY),
         "time_decayed": time_decayed,
-        "ease": lambda: ItemSignal((ease(histories, num_items),), STAR_HISTORY),
         "popularity": lambda: Popularity(baselines.item_counts(histories, num_items)),
     }
-    return {name: fits[check_choice(name, SIGNALS, "signal")]() for name in names}
+    return {name: fits[check_choice(name, FUSION, "signal")]() for name in names}
 
 
 def fuse(signals: Mapping[str, Signal], weights: Mapping[str, float], task: Task, k: int = 10) -> Hits:

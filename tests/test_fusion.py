@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gloss_utils import fusion, splits
-from gloss_utils.baselines import cooccurrence, interaction_matrix, star
+from gloss_utils.baselines import cooccurrence, star
 from gloss_utils.fusion import GeneratedTexts, ItemSignal, Popularity, TimeDecayed
 from gloss_utils.splits import Task
 
@@ -47,16 +47,6 @@ def test_keep_best_is_a_sort_of_each_row():
         order = [column for column in np.argsort(-before, kind="stable")[:4] if before[column] > 0]
         assert np.flatnonzero(row).tolist() == sorted(order)
         assert (row[order] == before[order]).all()
-
-
-def test_ease_equals_its_formula():
-    rng, num_items = np.random.default_rng(1), 7
-    histories = [rng.choice(num_items, size=5, replace=False) for _ in range(400)]
-    bought = interaction_matrix(histories, num_items).toarray().astype(np.float64)
-    inverse = np.linalg.inv(bought.T @ bought + 20 * np.eye(num_items))
-    expected = -inverse / np.diag(inverse)
-    np.fill_diagonal(expected, 0)
-    np.testing.assert_allclose(fusion.ease(histories, num_items, penalty=20), expected, atol=1e-4)
 
 
 def test_transitions_signal_by_hand():
