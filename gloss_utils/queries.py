@@ -1,4 +1,4 @@
-"""Queries files: the texts of every user of a split, in the layout that GLoSS publishes, and what they are like.
+"""Queries files: the texts of every user of a split, in the layout that GLoSS publishes.
 
 A list of `{reviewer_id, asin, seen_asins, generated_sequences}`, plus `sequence_scores` where there are some.
 """
@@ -6,12 +6,8 @@ A list of `{reviewer_id, asin, seen_asins, generated_sequences}`, plus `sequence
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
 
 from . import generation, vllm_engine
 from .generation import STRATEGIES, CatalogTrie, Generated, Strategy, get_strategy
@@ -191,43 +187,3 @@ def _check_record(path: Path, number: int, record: dict) -> None:
     if scores is not None and len(scores) != len(texts):
         who = f"{show(path)}: user '{record['reviewer_id']}'"
         raise ValueError(f"{who} has {len(texts)} texts and {len(scores)} sequence_scores")
-
-
-def text_table(records: Sequence[dict], catalog: pd.DataFrame, tokenizer) -> pd.DataFrame:
-    """Lay the texts of a queries file out as a table, one row per text.
-
-    `position` counts from 1; `score` is NaN where the file has none; `is_item` is a catalog text to the letter,
-    `is_seen` one that the user has; `tokens` leaves the end-of-text token out.
-    """
-    text_of = dict(zip(catalog["asin"], catalog["text"]))
-    catalog_texts = set(catalog["text"])
-    rows = []
-    for record in records:
-        seen = {text_of.get(asin) for asin in record["seen_asins"]}
-        texts = record["generated_sequences"]
-        scores = record.get("sequence_scores") or [np.nan] * len(texts)
-        target = text_of.get(record["asin"])
-        for position, (text, score) in enumerate(zip(texts, scores), start=1):
-            found = (text in catalog_texts, text in seen, text == target)
-            rows.append((record["reviewer_id"], position, text, score, *found))
-    columns = ["reviewer_id", "position", "text", "score", "is_item", "is_seen", "is_target"]
-    table = pd.DataFrame(rows, columns=columns)
-    texts = table["text"].tolist()
-    table["tokens"] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-    return table
-
-
-def describe_texts(table: pd.DataFrame, max_new_tokens: int = 50) -> pd.Series:
-    """Sum a `text_table` up: texts per user, shares of texts (0 to 1), the longest in tokens."""
-    users = table.groupby("reviewer_id")["text"]
-    return pd.Series(
-        {
-            "texts per user": users.size().mean(),
-            "distinct per user": users.nunique().mean(),
-            "exact item": table["is_item"].mean(),
-            "seen item": table["is_seen"].mean(),
-            "empty": (table["text"] == "").mean(),
-            "at the limit": (table["tokens"] >= max_new_tokens - 1).mean(),
-            "longest, tokens": table["tokens"].max(),
-        }
-    )

@@ -5,7 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
+from tiny_model import TITLES, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -77,3 +79,41 @@ def test_longer_texts_cost_activations_only(memory):
     short, long = (memory.estimate_memory(config, tokens=tokens) for tokens in (256, 1024))
     assert long["kept activations"] == pytest.approx(4 * short["kept activations"])
     assert long["projections, 4 bit"] == short["projections, 4 bit"]
+
+
+CATALOG = pd.DataFrame({"asin": ["B0", "B1", "B2"], "text": TITLES[:3]})
+RECORDS = [
+    {
+        "reviewer_id": "R0",
+        "seen_asins": ["B0"],
+        "generated_sequences": [TITLES[0], TITLES[2], TITLES[2], "Title: Rose Hat"],
+        "sequence_scores": [-1.0, -2.0, -2.0, -5.0],
+    },
+    {"reviewer_id": "R1", "seen_asins": ["B0", "B2"], "generated_sequences": [""], "sequence_scores": [-3.0]},
+]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Section 4.9: the generated texts as a table, and what they are like."""
+    return lesson("04_generation_strategies", "text_table", "describe_texts")
+
+
+def test_texts_by_hand(texts):
+    table = texts.text_table(RECORDS, CATALOG, tiny_tokenizer())
+    assert table["is_item"].tolist() == [True, True, True, False, False]
+    assert table["is_seen"].tolist() == [True, False, False, False, False]
+    assert table["position"].tolist() == [1, 2, 3, 4, 1]
+    assert table["score"].tolist() == [-1, -2, -2, -5, -3] and table["tokens"].iloc[4] == 0
+    summary = texts.describe_texts(table, limit=50)
+    assert summary["texts per user"] == pytest.approx(2.5)
+    assert summary["distinct per user"] == pytest.approx(2.0)
+    assert summary["exact item"] == pytest.approx(3 / 5)
+    assert summary["seen item"] == summary["empty"] == pytest.approx(1 / 5)
+
+
+def test_a_text_at_the_limit_is_counted(texts):
+    table = texts.text_table(RECORDS, CATALOG, tiny_tokenizer())
+    longest = int(table["tokens"].max())
+    assert texts.describe_texts(table, limit=longest + 1)["at the limit"] > 0
+    assert texts.describe_texts(table, limit=longest + 2)["at the limit"] == 0
