@@ -39,7 +39,7 @@ test: setup  ## all tests, the course on the smoke profile included
 	$(PY) -m pytest $(ARGS)
 
 lab: setup  ## open the notebooks in JupyterLab
-	$(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ARGS)
+	JUPYTER_CONFIG_PATH=tools/jupyter $(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ARGS)
 
 lint: setup  ## ruff over the package, the tools, the tests and the notebooks
 	$(PY) -m ruff check .
