@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig, LogitsProcessor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from .paths import check_choice, check_number, digest
 from .prompts import NEXT_ITEM, truncate_prompt
 
 NO_BEAM = -1e8  # transformers marks a beam that does not exist with -1e9
 MAX_PADDING = 0.2  # of a batch's tokens
+SHARED = "shared_prompt"  # the attention below, by the name under which transformers knows it
 
 
 @dataclass(frozen=True)
@@ -235,23 +239,76 @@ def generate_batches(
         yield rows, [keep_texts(decoded, user, strategy) for decoded, user in zip(texts, scores)]
 
 
-def read_prompts_once(model, inputs, copies: int) -> dict:
-    """Read prompts padded on the left up to their last token, and copy the cache for each text, for `generate`.
+class SharedPrompt(DynamicLayer):
+    """One layer's cache of which the prompts stand once per user, and only the texts' own tokens per text.
 
-    That alone repeats a prompt for each text before it reads it, which is most of the work where answers are short.
+    In place of transformers' own: that holds a prompt once per text and copies it three times for every token (adding
+    the token, reordering the beams, repeating grouped heads), which took most of the time of a small model.
+    """
+
+    def __init__(self, read: DynamicLayer) -> None:
+        super().__init__()
+        self.prompt = read.keys, read.values  # each [users, key heads, prompt tokens, head size]
+
+    def update(self, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a token to every text."""
+        keys, values = super().update(*args, **kwargs)
+        keys.prompt = self.prompt  # to `attend`, which is handed tensors and no cache
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens of the prompt and of the text so far."""
+        return self.prompt[0].shape[-2] + super().get_seq_length()
+
+
+def attend(module, query, key, value, attention_mask, scaling=None, **options):
+    """Attend as transformers' `sdpa` does, to a shared prompt and a text's own tokens in one softmax.
+
+    All queries of a user with the same key head (5 texts x 3 query heads in SmolLM2) are multiplied with that head's
+    prompt at once. `query` is [texts of all users, query heads, 1, head size].
+    """
+    if not hasattr(key, "prompt"):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    keys, values = key.prompt
+    users, heads, length, size = keys.shape
+    texts = len(query) // users
+    query, own_keys, own_values = (part.reshape(users, texts, heads, -1, size) for part in (query, key, value))
+    far = torch.einsum("utkgd,ukpd->utkgp", query, keys)  # user, text, key head, query head of it, prompt token
+    near = query @ own_keys.transpose(3, 4)
+    weights = torch.cat([far, near], dim=-1) * scaling
+    if attention_mask is not None:
+        weights = weights.masked_fill(~attention_mask.view(users, texts, 1, 1, -1), -torch.inf)
+    far, near = weights.softmax(-1, dtype=torch.float32).to(query.dtype).split([length, near.shape[-1]], dim=-1)
+    found = torch.einsum("utkgp,ukpd->utkgd", far, values) + near @ own_values
+    return found.reshape(users * texts, 1, -1, size), None
+
+
+AttentionInterface.register(SHARED, attend)
+AttentionMaskInterface.register(SHARED, sdpa_mask)
+
+
+def read_prompts_once(model, inputs) -> dict:
+    """Read prompts padded on the left up to their last token, into a cache for any number of texts of each.
+
+    `generate` alone repeats a prompt for each text before it reads it, and so it is left to do where the attention
+    is not transformers' `sdpa` over all tokens (Unsloth; a model with a sliding window).
     """
     mask = inputs["attention_mask"]
-    if hasattr(model, "for_inference") or mask.shape[1] < 2:  # Unsloth brings its own cache
+    if hasattr(model, "for_inference") or mask.shape[1] < 2:
         return {}
-    cache = model(
+    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    if plain and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(SHARED)  # a model that cannot switch keeps what it has
+    if model.config._attn_implementation != SHARED:
+        return {}
+    read = model(
         input_ids=inputs["input_ids"][:, :-1],
         attention_mask=mask[:, :-1],
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, :-1],
         use_cache=True,
         logits_to_keep=1,
     ).past_key_values
-    cache.batch_repeat_interleave(copies)
-    return {"past_key_values": cache}
+    return {"past_key_values": Cache(layers=[SharedPrompt(layer) for layer in read.layers])}
 
 
 def _search_beams(model, tokenizer, inputs, strategy, trie):
@@ -261,7 +318,7 @@ def _search_beams(model, tokenizer, inputs, strategy, trie):
     beam |= {"return_dict_in_generate": True, "output_scores": True}  # else there are no sequences_scores
     found = model.generate(
         **inputs,
-        **read_prompts_once(model, inputs, beams),
+        **read_prompts_once(model, inputs),
         generation_config=_settings(tokenizer, strategy, **beam),
         prefix_allowed_tokens_fn=trie.after(length) if strategy.constrained else None,
     )
@@ -276,7 +333,7 @@ def _draw_samples(model, tokenizer, inputs, strategy, seeds):
     copies = strategy.num_texts
     sampler = UserSampler(strategy, seeds, tokenizer.eos_token_id, model.device)
     repeated = {name: tensor.repeat_interleave(copies, dim=0) for name, tensor in inputs.items()}
-    cache = read_prompts_once(model, inputs, copies)
+    cache = read_prompts_once(model, inputs)
     settings = _settings(tokenizer, strategy)
     found = model.generate(**repeated, **cache, generation_config=settings, logits_processor=[sampler])
     tokens = found[:, inputs["input_ids"].shape[1] :]

@@ -1,14 +1,25 @@
 """Beams against transformers called plainly, samples against the distribution, scores against a second pass."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_model import TITLES, make_prompts, prompt_of, tiny_model, tiny_tokenizer
-from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    MistralConfig,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gloss_utils import generation
+from gloss_utils import generation, language_models
 from gloss_utils.generation import (
     STRATEGIES,
     CatalogTrie,
@@ -36,6 +47,7 @@ def plain_generate(prompt, **settings):
     inputs = tokenizer(prompt, return_tensors="pt")
     settings = GenerationConfig(max_new_tokens=50, eos_token_id=1, pad_token_id=0, **settings)
     inputs.pop("token_type_ids", None)
+    tiny_model().set_attn_implementation("sdpa")
     found = tiny_model().generate(**inputs, generation_config=settings)
     return found, inputs["input_ids"].shape[1]
 
@@ -83,18 +95,118 @@ def test_samples_do_not_depend_on_the_other_users():
 def test_beams_are_those_of_plain_transformers(length_penalty):
     strategy = Strategy("beams", length_penalty=length_penalty)
     for prompt, result in zip(make_prompts(), write(strategy=strategy)):
-        plain, length = plain_generate(
-            prompt, num_beams=5, num_return_sequences=5, length_penalty=length_penalty, do_sample=False
-        )
-        decoded = tiny_tokenizer().batch_decode(plain[:, length:], skip_special_tokens=True)
-        assert result.texts == [clean_text(text) for text in decoded]
+        settings = {"num_beams": 5, "num_return_sequences": 5, "length_penalty": length_penalty, "do_sample": False}
+        plain, length = plain_generate(prompt, return_dict_in_generate=True, output_scores=True, **settings)
+        tokens = plain.sequences[:, length:]
+        assert result.texts == [clean_text(text) for text in tiny_tokenizer().batch_decode(tokens, True)]
+        counts = (plain.beam_indices >= 0).sum(-1) ** length_penalty
+        assert result.scores == pytest.approx((plain.sequences_scores * counts).tolist(), abs=1e-4)
 
 
-def test_reading_the_prompt_once_changes_nothing(monkeypatch):
-    shared = {strategy: texts_of(write(strategy=strategy)) for strategy in ("beam5", "temp0.5")}
-    monkeypatch.setattr(generation, "read_prompts_once", lambda model, inputs, copies: {})
-    for strategy, texts in shared.items():
-        assert texts == texts_of(write(strategy=strategy))
+def adapted_model():
+    """The tiny model with an adapter that has learned something."""
+    torch.manual_seed(1)
+    model = get_peft_model(copy.deepcopy(tiny_model()), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    return model.eval()
+
+
+def quantized_model(tmp_path):
+    """An untaught model: the tiny one is no multiple of a block of 64 wide."""
+    torch.manual_seed(2)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer()), num_key_value_heads=2, initializer_range=0.2, **size)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = language_models.load(str(tmp_path), quantize=True)[0]
+    language_models.keep_trainable(model)  # else arithmetic in bf16, whose rounding depends on the batch
+    return model
+
+
+MODELS = {
+    "as it is": lambda tmp_path: tiny_model(),
+    "with an adapter": lambda tmp_path: adapted_model(),
+    "in 4 bits": quantized_model,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("strategy", ["beam5", "temp0.5", "calrec32", "constrained5"])
+def test_a_shared_prompt_gives_what_transformers_gives(monkeypatch, tmp_path, kind, strategy):
+    """transformers repeats the prompt for each text and caches each; prompts of unequal length are padded."""
+    model, options = MODELS[kind](tmp_path), {"trie": CatalogTrie(TITLES, tiny_tokenizer()), "batch_size": 8}
+    shared = generate(model, tiny_tokenizer(), make_prompts()[2:], strategy, **options)
+    assert model.config._attn_implementation == generation.SHARED
+    model.set_attn_implementation("sdpa")
+    monkeypatch.setattr(generation, "read_prompts_once", lambda model, inputs: {})
+    usual = generate(model, tiny_tokenizer(), make_prompts()[2:], strategy, **options)
+    assert texts_of(shared) == texts_of(usual)
+    for one, other in zip(shared, usual):
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+def padded_inputs(prompts):
+    encoded = encode_prompts(tiny_tokenizer(), prompts, 1024, 50)
+    return tiny_tokenizer().pad({"input_ids": encoded}, return_tensors="pt")
+
+
+def test_a_prompt_stands_in_the_cache_once_however_many_texts_are_written():
+    inputs = padded_inputs(make_prompts()[:3])
+    cache = generation.read_prompts_once(tiny_model(), inputs)["past_key_values"]
+    layer, new = cache.layers[0], torch.zeros(3 * 5, 2, 1, 12)
+    layer.update(new, new)
+    layer.reorder_cache(torch.arange(15).flip(0))
+    assert layer.prompt[0].shape == (3, 2, inputs["input_ids"].shape[1] - 1, 12)
+    assert layer.keys.shape == (15, 2, 1, 12)
+    assert layer.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_attention_to_a_shared_prompt_is_that_of_sdpa(padded):
+    """Two users, three texts each, two key heads for four query heads; one prompt begins with padding."""
+    torch.manual_seed(5)
+    users, texts, length, own = 2, 3, 7, 4
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    prompt = [torch.randn(users, 2, length, 8) for _ in range(2)]
+    mine = [torch.randn(users * texts, 2, own, 8) for _ in range(2)]
+    query = torch.randn(users * texts, 4, 1, 8)
+    mask = torch.ones(users * texts, 1, 1, length + own, dtype=torch.bool)
+    mask[texts:, ..., :3] = False
+    options = {"attention_mask": mask if padded else None, "scaling": 0.3}
+    whole = [torch.cat([far.repeat_interleave(texts, 0), near], 2) for far, near in zip(prompt, mine)]
+    expected, _ = sdpa_attention_forward(module, query, *whole, **options)
+    mine[0].prompt = prompt
+    torch.testing.assert_close(generation.attend(module, query, *mine, **options)[0], expected)
+
+
+def test_a_model_that_shared_prompts_reads_and_trains_as_before():
+    inputs = padded_inputs(make_prompts()[2:5])
+    logits = []
+    for attention in ("sdpa", generation.SHARED):
+        tiny_model().set_attn_implementation(attention)
+        with torch.inference_mode():
+            logits.append(tiny_model()(**inputs).logits)
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(("window", "attention"), [(16, "sdpa"), (None, "eager")])
+def test_another_attention_is_left_to_transformers(window, attention):
+    """A cache that forgets, or an attention of a model's own, is not what the shared prompt computes."""
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=400, num_key_value_heads=1, sliding_window=window, **size)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    assert generation.read_prompts_once(model, padded_inputs(make_prompts()[:2])) == {}
+    assert model.config._attn_implementation == attention
+    assert all(len(result.texts) == 5 for result in generate(model, tiny_tokenizer(), make_prompts()[:2]))
+
+
+def test_a_model_that_cannot_switch_its_attention_is_left_to_transformers(monkeypatch):
+    monkeypatch.setattr(type(tiny_model()), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    tiny_model().config._attn_implementation = "sdpa"
+    assert generation.read_prompts_once(tiny_model(), padded_inputs(make_prompts()[:2])) == {}
 
 
 @pytest.mark.parametrize("strategy", ["beam5", "beam5mean", "temp0.5", "constrained5"])
