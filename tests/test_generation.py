@@ -147,6 +147,35 @@ def test_a_shared_prompt_gives_what_transformers_gives(monkeypatch, tmp_path, ki
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
 
 
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_model_goes_to_bf16_where_the_cpu_has_it_but_its_positions_do_not(monkeypatch, fast, dtype):
+    """`model.bfloat16()` rounds the rotary frequencies too: 400 tokens on, an angle is wrong by up to one radian."""
+    monkeypatch.setattr(language_models, "has_fast_bf16", lambda: fast)
+    model, _ = language_models.for_generation(adapted_model(), tiny_tokenizer())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    frequencies = [buffer for name, buffer in model.named_buffers() if "inv_freq" in name]
+    exact = tiny_model().model.rotary_emb.inv_freq
+    assert frequencies and all(torch.equal(frequency, exact) for frequency in frequencies)
+
+
+def test_a_merged_adapter_writes_as_it_did(monkeypatch):
+    """In 16 bits the first beam may change where two are close; its probability stays."""
+    monkeypatch.setattr(language_models, "has_fast_bf16", lambda: True)
+    apart = generate(adapted_model(), tiny_tokenizer(), make_prompts())
+    merged, _ = language_models.for_generation(adapted_model(), tiny_tokenizer())
+    assert not hasattr(merged, "peft_config")
+    for one, other in zip(apart, generate(merged, tiny_tokenizer(), make_prompts())):
+        assert other.scores[0] == pytest.approx(one.scores[0], abs=0.1)
+
+
+def test_a_model_in_4_bits_keeps_its_parameters(monkeypatch, tmp_path):
+    monkeypatch.setattr(language_models, "has_fast_bf16", lambda: True)
+    model = quantized_model(tmp_path)
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    after, _ = language_models.for_generation(model, tiny_tokenizer())
+    assert after is model and {name: parameter.dtype for name, parameter in after.named_parameters()} == before
+
+
 def padded_inputs(prompts):
     encoded = encode_prompts(tiny_tokenizer(), prompts, 1024, 50)
     return tiny_tokenizer().pad({"input_ids": encoded}, return_tensors="pt")
