@@ -5,10 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from tiny_model import TITLES, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from gloss_utils import segments
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -117,3 +120,41 @@ def test_a_text_at_the_limit_is_counted(texts):
     longest = int(table["tokens"].max())
     assert texts.describe_texts(table, limit=longest + 1)["at the limit"] > 0
     assert texts.describe_texts(table, limit=longest + 2)["at the limit"] == 0
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Sections 6.1 and 6.3: thresholds by quantiles, and the layout of the paper's Tables 5 and 6."""
+    return lesson("06_user_segments", "quantile_thresholds", "table_5", "like_table_6")
+
+
+def test_shares_by_hand(tables):
+    lengths = np.array([3, 5, 6, 16])
+    table = tables.table_5(segments.assign(lengths, (5, 14)), lengths)
+    assert table["users"].tolist() == [2, 1, 1]
+    assert table["interactions"].tolist() == [8, 6, 16]
+    np.testing.assert_allclose(table["user_share"], [50, 25, 25])
+    np.testing.assert_allclose(table["interaction_share"], [100 * 8 / 30, 20, 100 * 16 / 30])
+
+
+def test_an_empty_segment_has_no_mean(tables):
+    lengths = np.array([3, 4, 9])
+    table = tables.table_5(segments.assign(lengths, (5, 14)), lengths)
+    assert table.loc["power", "users"] == 0 and np.isnan(table.loc["power", "mean_length"])
+
+
+def test_quantile_thresholds_make_the_shares(tables):
+    lengths = np.arange(1, 101)
+    assert tables.quantile_thresholds(lengths) == (30, 90)
+    assert tables.table_5(segments.assign(lengths, (30, 90)), lengths)["users"].tolist() == [30, 60, 10]
+
+
+def test_a_system_is_a_row_and_a_supported_best_segment_has_a_star(tables):
+    names, ids = np.repeat(["cold-start", "regular"], 300), [f"u{number}" for number in range(600)]
+    systems = {"GLoSS": np.repeat([0.0, 1.0], 300), "LIS": np.zeros(600)}
+    measured = {name: pd.DataFrame({"reviewer_id": ids, "recall@5": recall}) for name, recall in systems.items()}
+    by_system = {name: segments.by_segment(per_user, names) for name, per_user in measured.items()}
+    table = tables.like_table_6(by_system, "recall@5")
+    assert table.index.tolist() == ["GLoSS", "LIS"]
+    assert table.loc["GLoSS", "regular"] == "1.0000 [1.0000, 1.0000]*"
+    assert "*" not in "".join(table.loc["LIS"])

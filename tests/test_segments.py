@@ -26,17 +26,6 @@ def test_thresholds_belong_to_the_segment_below():
 def test_thresholds_that_make_no_three_segments_are_refused():
     with pytest.raises(ValueError, match="first must be the smaller"):
         segments.assign(np.array([5]), (14, 5))
-    with pytest.raises(ValueError, match="first must be the smaller"):
-        segments.quantile_thresholds(np.full(100, 5))
-
-
-def test_thresholds_by_rule():
-    """A regression: users of one length have no quantiles, and do not need them under the paper's rule."""
-    alike = np.full(12, 5)
-    assert segments.thresholds_by("paper", "sports", alike) == (5, 13)
-    assert segments.thresholds_by("quantile", "sports", np.arange(1, 11)) == (3, 9)
-    with pytest.raises(ValueError, match="unknown rule for THRESHOLDS 'quantiles': did you mean 'quantile'"):
-        segments.thresholds_by("quantiles", "sports", alike)
 
 
 def test_length_counts_the_test_item():
@@ -46,25 +35,6 @@ def test_length_counts_the_test_item():
     assert segments.history_lengths(prepared, ["a", "b"]).tolist() == [3, 4]
     with pytest.raises(ValueError, match="user 'nobody' has no interactions in 'toy'"):
         segments.history_lengths(prepared, ["a", "nobody"])
-
-
-def test_shares_by_hand():
-    table = segments.shares(np.array([3, 5, 6, 16]), (5, 14)).set_index("segment")
-    assert table["users"].tolist() == [2, 1, 1]
-    assert table["interactions"].tolist() == [8, 6, 16]
-    np.testing.assert_allclose(table["user_share"], [50, 25, 25])
-    np.testing.assert_allclose(table["interaction_share"], [100 * 8 / 30, 20, 100 * 16 / 30])
-
-
-def test_an_empty_segment_has_no_mean():
-    table = segments.shares(np.array([3, 4, 9]), (5, 14)).set_index("segment")
-    assert table.loc["power", "users"] == 0 and np.isnan(table.loc["power", "mean_length"])
-
-
-def test_quantile_thresholds_make_the_shares():
-    lengths = np.arange(1, 101)
-    assert segments.quantile_thresholds(lengths, 0.3, 0.1) == (30, 90)
-    assert segments.shares(lengths, (30, 90))["users"].tolist() == [30, 60, 10]
 
 
 def test_mean_difference_is_welch():
@@ -84,12 +54,3 @@ def test_best_is_marked_only_where_the_interval_supports_it():
 
     close = users(np.concatenate([np.tile([1, 0], 200), np.tile([1, 0], 200), [1], np.tile([1, 0], 199), [1]]))
     assert not segments.by_segment(close, names)["best"].any()
-
-
-def test_segment_table_has_tables_6_and_7s_layout():
-    names = np.repeat(["cold-start", "regular"], 300)
-    good = users(np.repeat([0.0, 1.0], 300))
-    table = segments.segment_table({"GLoSS": good, "LIS": users(np.zeros(600))}, names, "recall@5")
-    assert table.index.tolist() == ["GLoSS", "LIS"]
-    assert table.loc["GLoSS", "regular"] == "1.0000 [1.0000, 1.0000]*"
-    assert "*" not in "".join(table.loc["LIS"])

@@ -190,11 +190,6 @@ def fault(what, call, sentence):
         r"thresholds \(9, 5\): the first must be the smaller",
     ),
     fault(
-        "an unknown rule",
-        lambda _: segments.thresholds_by("papr", "toys", np.array([3])),
-        "unknown rule for THRESHOLDS 'papr': did you mean 'paper'",
-    ),
-    fault(
         "no history", recommend(None), "the history holds None: give a list of asins or titles, .* for a new visitor"
     ),
     fault("a number for a history", recommend(7), "the history holds 7: give a list of asins or titles"),
