@@ -181,10 +181,9 @@ def name_systems(results: pd.DataFrame) -> pd.Series:
 def upsert_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> None:
     """Put rows into a CSV file for those that agree in all `keys`; others keep their digits. Writers take turns."""
     with FileLock(Path(tempfile.gettempdir()) / f"gloss-{digest(str(path.resolve()))}.lock"):
-        read = partial(Path.read_text, encoding="utf-8")
-        text = read_file(path, read, "delete it and run notebooks 02, 05 and 07") if path.exists() else ""
-        if whole := text[: text.rfind("\n") + 1]:  # of a line that was cut short, the runner runs the notebook again
-            old = pd.read_csv(io.StringIO(whole), dtype=str, keep_default_na=False)
+        if path.exists() and b"\n" in path.read_bytes():  # without one, a stop left nothing whole
+            read = partial(read_results, keys=keys, dtype=str, keep_default_na=False)
+            old = read_file(path, read, "delete it and run notebooks 02, 05 and 07")
             replaced = pd.MultiIndex.from_frame(rows[keys].astype(str))
             old = old[~pd.MultiIndex.from_frame(old[keys]).isin(replaced)]
             rows = pd.concat([old, rows]) if len(old) else rows
@@ -231,9 +230,19 @@ def load_metrics(prepared: Prepared, split: str, system: System) -> pd.DataFrame
     return prepared.paths.read(path, "metrics", pd.read_parquet)
 
 
+def read_results(path: Path, keys: Sequence[str] = RESULT_KEYS, **options) -> pd.DataFrame:
+    """Read the whole lines of a results.csv, whose header must have the key columns."""
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # of a line that was cut short, the runner runs the notebook again
+    table = pd.read_csv(io.StringIO(whole), **options)
+    if missing := [name for name in keys if name not in table.columns]:
+        raise ValueError(f"its header has no column '{missing[0]}'")
+    return table
+
+
 def load_results(prepared: Prepared) -> pd.DataFrame:
     """Read results.csv."""
-    return prepared.paths.read(prepared.paths.results, "results", pd.read_csv)
+    return prepared.paths.read(prepared.paths.results, "results", read_results)
 
 
 def load_paper() -> pd.DataFrame:

@@ -2,14 +2,16 @@
 
 import ast
 import gzip
-import http
+import http.client
 import json
 import os
 import re
+import threading
 import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from concurrent import futures
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -262,8 +264,8 @@ def fetch(path: Path, progress: bool = True, addresses: tuple[str, ...] = ()) ->
             _fetch_into(part, address + path.name, progress)
             os.replace(part, path)
             return path
-        except OSError as error:  # urllib's errors are OSErrors
-            reason = error
+        except (OSError, http.client.HTTPException) as error:
+            reason = " ".join(str(error).split())  # a host that speaks no HTTP is quoted
             if getattr(error, "code", 0) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 part.unlink()  # nothing beyond what is there, so that is not the beginning of this file
     raise FileNotFoundError(
@@ -276,7 +278,7 @@ def _fetch_into(part: Path, address: str, progress: bool) -> None:
     """Append what is missing, and check that it is gzip and as long as the host said."""
     have = part.stat().st_size if part.exists() and _is_gzip(part) else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+    with _ask(request) as response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         have = have if resumed else 0  # a host that ignores the range sends everything again
         if "Content-Length" not in response.headers:
@@ -296,6 +298,22 @@ def _fetch_into(part: Path, address: str, progress: bool) -> None:
         raise OSError(f"{part.stat().st_size} of {total} bytes came; run it again to resume")
     if not _is_gzip(part):
         raise OSError("what came is no gzip file")
+
+
+def _ask(request: urllib.request.Request):
+    """Wait `PATIENCE_SECONDS` for a whole header: urllib's own limit is for each byte, and a host may drip them."""
+    answer = futures.Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # not a pool, which Python would wait for at its end
+    if not futures.wait([answer], PATIENCE_SECONDS).done:
+        raise OSError(f"no whole header came in {PATIENCE_SECONDS} s")
+    return answer.result()
 
 
 def _is_gzip(path: Path) -> bool:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils import paths
-from gloss_utils.metrics import name_systems
+from gloss_utils.metrics import name_systems, read_results
 from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, check_choice, digest, write_atomically
 from tools import pages
 
@@ -388,7 +388,7 @@ def summary(outcomes: list, out_dir: Path, dataset: DatasetPaths, figures_dir: P
         f"results:            {here(dataset.results)}",
     ]
     if dataset.results.exists():
-        lines += ["", results_table(dataset.read(dataset.results, "results", pd.read_csv), dataset.dataset)]
+        lines += ["", results_table(dataset.read(dataset.results, "results", read_results), dataset.dataset)]
     return "\n".join(lines)
 
 

@@ -41,7 +41,9 @@ def score(ranked=((0, 1),), targets=(1,), ks=(1,)):
 @functools.cache
 def recommender() -> Recommender:
     catalog = pd.DataFrame({"asin": [f"B00000000{row}" for row in range(8)], "title": injected.TITLES, "text": TEXTS})
-    return Recommender(catalog, index(), lambda prompt: (TEXTS[2:4], [-1.0, -2.0]), lambda items: items, np.arange(8))
+    return Recommender(
+        catalog, index(), lambda prompts: [(TEXTS[2:4], [-1.0, -2.0])], lambda items: items, np.arange(8)
+    )
 
 
 def recommend(history=("Rose Soap",), k=3):
@@ -293,12 +295,23 @@ def test_a_parameter_that_a_notebook_does_not_have(injected_cell):
 # Results
 
 
-def results_of(root):
-    prepared = splits.load_prepared(f"{root}/")
+def results_of_prepared(prepared):
     task = splits.load_task(prepared)
     for model in ("random", "lis"):
         metrics.save_results(prepared, "test", System(model), np.tile(np.arange(5), (12, 1)), None, task, ks=(5,))
     return prepared
+
+
+def results_of(root):
+    return results_of_prepared(splits.load_prepared(f"{root}/"))
+
+
+def drop_header(path):
+    path.write_text(path.read_text().split("\n", 1)[1])
+
+
+def drop_column(path, name):
+    pd.read_csv(path).drop(columns=name).to_csv(path, index=False)
 
 
 LIS = System("lis")
@@ -319,9 +332,21 @@ LIS = System("lis")
     ),
     Fault(
         "results of bytes, and a row to add",
-        lambda p: p.paths.results.write_bytes(b"\xff"),
+        lambda p: p.paths.results.write_bytes(b"\xff\n"),
         lambda p: metrics.upsert_rows(p.paths.results, pd.DataFrame({"model": ["x"]}), ["model"]),
         r"results\.csv is damaged .*: delete it and run notebooks 02",
+    ),
+    Fault(
+        "results without their header",
+        lambda p: drop_header(p.paths.results),
+        metrics.load_results,
+        r"results\.csv is damaged .*its header has no column 'dataset'\): delete it and run notebook 02 with",
+    ),
+    Fault(
+        "results without a column, and rows to add",
+        lambda p: drop_column(p.paths.results, "policy"),
+        results_of_prepared,
+        r"results\.csv is damaged .*its header has no column 'policy'\): delete it and run notebooks 02, 05 and 07",
     ),
     Fault(
         "metrics cut",

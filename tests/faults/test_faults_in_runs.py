@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 
 import injected
 import nbformat
@@ -140,13 +141,27 @@ def test_a_damaged_state_of_the_course_is_made_again(damage, toy_course, capsys)
     assert state.read_bytes() == right
 
 
+def test_results_without_their_header_are_one_line(toy_course, capsys):
+    """The table at the end of a run that had nothing to do ended in a KeyError."""
+    assert run(toy_course) == 0
+    table = toy_course / "data" / "toy" / "results.csv"
+    table.write_text("0.5,0.4,0.6\n")
+    assert run(toy_course) == 2
+    assert re.match(
+        r"course: .*results\.csv is damaged .*no column 'dataset'\): delete it and run notebook 02",
+        capsys.readouterr().err,
+    )
+    table.unlink()
+    assert run(toy_course) == 0
+
+
 def test_lost_rows_of_results_make_their_notebook_run_again(toy_course, monkeypatch, capsys):
     """Two runs at once lost 5 of 60 rows for good: "up to date" afterwards."""
     table = toy_course / "data" / "toy" / "results.csv"
 
     def work(notebook, executed, _):
         executed.write_text("{}")
-        rows = pd.DataFrame({"model": list("abc"), "split": "validation", "value": 1})
+        rows = pd.DataFrame(dict.fromkeys(metrics.RESULT_KEYS, "x") | {"model": list("abc"), "value": 1})
         metrics.upsert_rows(table, rows, ["model"])
 
     monkeypatch.setattr(course, "run_notebook", work)
@@ -262,11 +277,18 @@ class Host(http.server.BaseHTTPRequestHandler):
     """Serves CONTENT; the path says how it misbehaves."""
 
     def do_GET(self):
-        way = self.path.split("/")[1]
+        way = urllib.parse.unquote(self.path).split("/")[1]
         if way == "404":
             return self.send_error(404)
         if way == "503":
             return self.send_error(503)
+        if way == "dripping header":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+            for _ in range(200):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+        if way == "garbage":
+            return self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
         start = int((self.headers.get("Range") or "bytes=0-").split("=")[1].rstrip("-"))
         body = b"<html>please log in</html>" if way == "page" else CONTENT[start:]
         self.send_response(206 if start else 200)
@@ -308,6 +330,8 @@ BY_HAND = rf"get it from http.*{NAME} and put it in raw, or set RAW_DIR to the f
     ("way", "stale", "reason"),
     [
         ("drip", None, r"only \d+ bytes came in \d+ s"),
+        ("dripping%20header", None, r"no whole header came in 0\.3 s"),
+        ("garbage", None, "SSH-2"),
         ("silent", None, "timed out"),
         ("nolength", None, "the host does not say how long the file is"),
         ("half", None, rf"\d+ of {len(CONTENT)} bytes came; run it again to resume"),
