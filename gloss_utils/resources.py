@@ -1,21 +1,17 @@
 """What is here: device, memory, the hub."""
 
 import gc
-import os
-import platform
-import shutil
 from pathlib import Path
 
 import httpx
-import pandas as pd
 import psutil
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 
-from .paths import PROJECT_ROOT, read_json
+from .paths import read_json
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 TIMEOUT = 10  # seconds for the one question to the hub
 
 
@@ -48,31 +44,6 @@ def free_memory() -> None:
     gc.collect()  # a trainer and its model refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def describe_machine() -> pd.DataFrame:
-    """List Python, cores, memory, disk and GPU: what, found, enough (for the sample profile, which needs no GPU)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ram = psutil.virtual_memory().total / GIB
-    disk = shutil.disk_usage(PROJECT_ROOT).free / GIB
-    gpu = f"{torch.cuda.get_device_name()}, {_gpu_bytes() / GIB:.0f} GiB" if torch.cuda.is_available() else ""
-    rows = [
-        ("Python", platform.python_version(), platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))),
-        ("CPU cores", f"{cores}", cores >= 2),
-        ("memory", f"{ram:.0f} GiB", ram >= 6),
-        ("free disk", f"{disk:.0f} GiB", disk >= 2),
-        ("GPU", gpu or "none: everything runs on the CPU", True),
-    ]
-    return pd.DataFrame(rows, columns=["what", "found", "enough"])
-
-
-def _gpu_bytes() -> int:
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-
-
-def suggest_profile() -> str:
-    """Return `paper` with a GPU of 8 GiB or more (the primer: Llama-3.2-3B trains in under 5.5 GB), else `sample`."""
-    return "paper" if _gpu_bytes() >= 8 * GIB else "sample"
 
 
 def check_reachable(source: str) -> None:
