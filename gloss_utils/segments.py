@@ -11,7 +11,6 @@ from .splits import Prepared
 SEGMENTS = ("cold-start", "regular", "power")
 THRESHOLDS = {"beauty": (5, 14), "toys": (5, 13), "sports": (5, 13)}  # as the paper states them
 DEFAULT_THRESHOLDS = (5, 14)
-NORMAL_95 = 1.96  # standard errors
 
 
 def thresholds_for(dataset: str) -> tuple[int, int]:
@@ -64,5 +63,5 @@ def _supported_best(values: pd.Series, segments: np.ndarray) -> str | None:
 def mean_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """mean(a) - mean(b) of two groups of different people, then low and high of its 95 % interval (Welch)."""
     difference = float(np.mean(a) - np.mean(b))
-    error = NORMAL_95 * float(np.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)))
+    error = 1.96 * float(np.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)))
     return difference, difference - error, difference + error

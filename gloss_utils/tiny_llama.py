@@ -155,6 +155,5 @@ def pretrain_base(texts: Sequence[str], directory: str | Path, recipe: Recipe | 
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
     model = build_model(tokenizer, recipe)
     log = pretrain(model, tokenizer, texts, recipe)
-
     save(model, tokenizer, Path(directory))
     return log
