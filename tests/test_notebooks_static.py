@@ -145,7 +145,7 @@ def test_a_parameter_means_the_same_type_everywhere():
             assert types.setdefault(node.target.id, kind) == kind, f"{path.name}: {node.target.id}"
 
 
-@pytest.mark.parametrize("profile", ["smoke", "sample", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "sample", "paper", "laptop"])
 def test_profiles_name_only_known_parameters(profile):
     given = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"{profile}.yaml").read_text()) or {}
     known = {name for path in NOTEBOOKS for name in parameter_names(path)}
