@@ -111,10 +111,12 @@ def item_rows(items: Sequence[np.ndarray], weights: np.ndarray, num_items: int) 
 def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
     """Cosine between items as columns of `interaction_matrix`, float32 [num_items, num_items]; 0 with itself."""
     bought = interaction_matrix(histories, num_items)
-    norm = sp.diags(1.0 / np.sqrt(np.maximum(np.asarray(bought.sum(axis=0)).ravel(), 1)), dtype=np.float32)
-    cosines = (norm @ (bought.T @ bought) @ norm).tolil()
-    cosines.setdiag(0)
-    return cosines.tocsr()
+    cosines = bought.T.tocsr() @ bought
+    norm, lengths = 1 / np.sqrt(np.maximum(cosines.diagonal(), 1)), np.diff(cosines.indptr)
+    cosines.data *= np.repeat(norm, lengths)  # in place: a product with a diagonal matrix is a copy of it all
+    cosines.data *= norm[cosines.indices]
+    cosines.data[cosines.indices == np.repeat(np.arange(num_items, dtype=np.int32), lengths)] = 0
+    return cosines
 
 
 def recency_weights(
