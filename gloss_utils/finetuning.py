@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
@@ -157,7 +159,7 @@ class Trainer(SFTTrainer):
         if self.order == "shuffled":
             return super()._get_train_sampler(train_dataset)
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SeededOrder(lengths, batch, self.args.seed)
 
 
@@ -172,7 +174,7 @@ def trainer_arguments(settings: TrainingSettings, output_dir: str | Path, num_te
         "max_steps": steps,
         "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "gradient_accumulation_steps": settings.gradient_accumulation // PartialState(cpu=not on_gpu).num_processes,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": settings.warmup_steps,
@@ -255,9 +257,11 @@ def finetune(
     settings, name = settings or TrainingSettings(), name or model
     paths, started = prepared.paths, time.perf_counter()
     checkpoints, log = paths.model(name) / "checkpoints", paths.training_log(name)
-    checkpoint = last_checkpoint(paths, name) if resume else None
-    if not checkpoint:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    processes = PartialState(cpu=not torch.cuda.is_available())  # several under accelerate; one writes
+    with processes.main_process_first():
+        checkpoint = last_checkpoint(paths, name) if resume else None
+        if processes.is_main_process and not checkpoint:
+            shutil.rmtree(checkpoints, ignore_errors=True)
     network, tokenizer = language_models.load_base(
         model, paths, settings.method == "qlora", engine, settings.max_seq_length
     )
@@ -268,10 +272,12 @@ def finetune(
         network = language_models.add_adapter(network, *adapter, engine)
     trainer = make_trainer(network, tokenizer, prepared, settings, checkpoints, log)
     trainer.train(resume_from_checkpoint=checkpoint)
-    language_models.save(trainer.model, tokenizer, paths.adapter(name))
-    run = stamp | describe_run(trainer, engine) | {"seconds": round(time.perf_counter() - started, 1)}
-    write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.wait_for_everyone()  # each has read the best checkpoint before the main one removes it
+    if processes.is_main_process:
+        language_models.save(trainer.model, tokenizer, paths.adapter(name))
+        run = stamp | describe_run(trainer, engine) | {"seconds": round(time.perf_counter() - started, 1)}
+        write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return read_log(log)
 
 
@@ -313,6 +319,7 @@ def describe_run(trainer: Trainer, engine: str) -> dict:
         "versions": {package: version(package) for package in VERSIONED},
         "trainable_parameters": trainable,
         "all_parameters": total,
+        "processes": trainer.args.world_size,
         "steps": state.global_step,
         "best_step": state.best_global_step,
         "best_validation_loss": state.best_metric,
@@ -332,6 +339,7 @@ class TrainingLog(TrainerCallback):
         self.tokens = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.path = self.path if state.is_world_process_zero else Path(os.devnull)  # of several processes, one logs
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "w", newline="") as file:
             csv.DictWriter(file, LOG_COLUMNS).writeheader()
