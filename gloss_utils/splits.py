@@ -112,10 +112,11 @@ def user_bounds(interactions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(reviewer_ids, dtype=object), np.concatenate([[0], np.cumsum(counts)])
 
 
-def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDict:
+def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame, validation_users=None) -> DatasetDict:
     """Leave the last item out for test; for the validation users, the one before it too, in training as well.
 
-    Train has `reviewer_id, text`; validation and test have `HELD_OUT_COLUMNS`.
+    Train has `reviewer_id, text`; validation and test have `HELD_OUT_COLUMNS`. `validation_users` were drawn from
+    more users than these are; without them, they are drawn here.
     """
     reviewer_ids, bounds = user_bounds(interactions)
     lengths = np.diff(bounds)
@@ -128,7 +129,7 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame) -> DatasetDi
     items = pd.Index(catalog["asin"]).get_indexer(interactions["asin"])
     texts = pa.array(catalog["text"], pa.string()).take(pa.array(items))
     starts, stops = bounds[:-1], bounds[1:]
-    drawn = pd.Index(reviewer_ids).isin(draw_validation_users(reviewer_ids))
+    drawn = pd.Index(reviewer_ids).isin(validation_users or draw_validation_users(reviewer_ids))
     train = _hold_out_last(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])
     validation = _hold_out_last(reviewer_ids[drawn], starts[drawn], stops[drawn] - 1, asins, texts)
     test = _hold_out_last(reviewer_ids, starts, stops, asins, texts)

@@ -1,0 +1,343 @@
+"""Millions of users: texts and ranked items by several workers, and splits of more data than fits in memory.
+
+    python tools/at_scale.py split --dataset sample --out runs/scale
+    python tools/at_scale.py recommend --users runs/scale/test.parquet --out runs/scale/lists --workers 2
+
+`recommend` reads users from Parquet, sorted by `reviewer_id`, with a history of asins (`seen_asins`) or a prompt
+(`ptext`), and writes Parquet, sorted as well. The users are cut into batches first, once and for all: what a batch
+gives does not depend on who works on it, when, or how often it was begun. A finished batch is a file of its own, so
+a run that was cut off goes on with the batches that are missing.
+
+Workers are Ray's: each loads the model once, and one that dies is started anew. With --workers 0 the batches are done
+one after the other in this process, without Ray; on machines of one kind the file is the same, byte for byte.
+Ray is in requirements-scale.txt. Several machines: set RAY_ADDRESS, with data and output on a disk that all see.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+if str(PROJECT_ROOT) not in sys.path:  # a script is started with its own folder there
+    sys.path.insert(0, str(PROJECT_ROOT))
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.compute as pc  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from gloss_utils import prompts, splits  # noqa: E402
+from gloss_utils.paths import check_number, file_sha256, read_json, show, write_atomically  # noqa: E402
+
+HITS = 20  # per text, as in notebook 05
+LISTS = pa.schema(
+    {
+        "reviewer_id": pa.string(),
+        "generated_sequences": pa.list_(pa.string()),
+        "sequence_scores": pa.list_(pa.float64()),  # log-probabilities
+        "asins": pa.list_(pa.string()),  # ranked items, best first
+    }
+)
+BATCHES = pa.schema({"reviewer_id": pa.string(), "ptext": pa.string(), "seen_asins": pa.list_(pa.string())})
+
+
+# Users to lists
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for. A run that goes on must ask for the same, but for `workers` and `gpus`."""
+
+    users: str  # a Parquet file
+    out: str  # a folder of its own
+    dataset: str = "sample"
+    data_dir: str = "data"
+    model: str = "tiny-llama"
+    strategy: str = "beam5"
+    engine: str = "transformers"  # or vllm
+    policy: str = "round_robin"  # of ranking.POLICIES
+    k: int = 10  # items per user
+    batch: int = 256  # users
+    threads: int = 1  # of each worker: sums in another number of threads are rounded otherwise
+    workers: int = 2
+    gpus: float = 0.0  # of each worker
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out).resolve()
+
+    def part(self, number: int) -> Path:
+        """Where the lists of a batch are."""
+        return self.folder / "parts" / f"{number:08d}.parquet"
+
+
+class Worker:
+    """Loads data and model once; then writes one batch of lists after the other."""
+
+    def __init__(self, job: Job):
+        import torch
+
+        from gloss_utils import language_models, retrieval, vllm_engine
+        from gloss_utils.generation import CatalogTrie, get_strategy
+
+        torch.set_num_threads(job.threads)
+        self.job, self.strategy = job, get_strategy(job.strategy)
+        self.prepared = splits.load_prepared(job.dataset, job.data_dir)
+        self.catalog = self.prepared.catalog
+        self.index = retrieval.BM25Index(self.catalog["text"].tolist())
+        length = language_models.read_run(self.prepared.paths, job.model)["settings"]["max_seq_length"]
+        self.options = {"max_seq_length": length}
+        if job.engine == "vllm":
+            self.model = vllm_engine.load(self.prepared.paths, job.model, length)
+            adapter = language_models.find_adapter(self.prepared.paths, job.model)
+            self.tokenizer = language_models.load_tokenizer(str(adapter))
+        else:
+            self.model, self.tokenizer = language_models.load_finetuned(self.prepared.paths, job.model)
+        if self.strategy.constrained:
+            self.options["trie"] = CatalogTrie(self.catalog["text"], self.tokenizer)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Write the lists of one batch, a row of the work file, where they are not there yet."""
+        number = int(batch["number"][0])
+        if not self.job.part(number).exists():
+            table = self.recommend(*(list(batch[name][0]) for name in ("reviewer_id", "ptext", "seen_asins")))
+            write_atomically(self.job.part(number), lambda path: pq.write_table(table, path))
+        return {"number": batch["number"], "users": np.array([len(batch["reviewer_id"][0])])}
+
+    def recommend(self, reviewer_ids: list[str], ptexts: list[str], histories: list) -> pa.Table:
+        """Write texts for some users, search the catalog with them, and rank what was found."""
+        from gloss_utils import ranking
+        from gloss_utils.queries import ENGINES
+
+        seen = [self.prepared.item_numbers(list(history)) for history in histories]
+        seen = [items[items >= 0] for items in seen]
+        texts = self.catalog["text"]
+        ptexts = [given or self.prompt(items, texts) for given, items in zip(ptexts, seen)]
+        known = [row for row, prompt in enumerate(ptexts) if prompt]
+        write = ENGINES[self.job.engine]
+        records = [{"generated_sequences": [], "sequence_scores": []} for _ in reviewer_ids]
+        for rows, found in write(
+            self.model, self.tokenizer, [ptexts[row] for row in known], self.strategy, **self.options
+        ):
+            for row, (lines, scores) in zip(rows, found):
+                scores = [round(score, 4) for score in scores]
+                records[known[row]] = {"generated_sequences": lines, "sequence_scores": scores}
+        queries, width, log_probs = ranking.stack_queries(records)
+        depth = max(HITS, self.job.k + max(map(len, seen), default=0))
+        ranked = ranking.rank_items(
+            self.index.search(queries, depth), width, self.job.policy, self.job.k, seen, log_probs
+        )
+        asins = self.catalog["asin"].to_numpy()
+        lists = [asins[items[items >= 0]].tolist() for items in ranked]
+        columns = [[record[name] for record in records] for name in ("generated_sequences", "sequence_scores")]
+        return pa.table([reviewer_ids, *columns, lists], schema=LISTS)
+
+    @staticmethod
+    def prompt(items: np.ndarray, texts: pd.Series) -> str:
+        """The prompt of a history; empty where no item of it is in the catalog, which gives an empty list."""
+        return prompts.build_prompt(texts.iloc[items].tolist()) if len(items) else ""
+
+
+def recommend(job: Job) -> Path:
+    """Write the lists of all users to `lists.parquet` in the job's folder; returns its path."""
+    final = job.folder / "lists.parquet"
+    count = cut_users(job)
+    if final.exists():
+        print(f"{show(final)} is up to date")
+        return final
+    waiting = [number for number in range(count) if not job.part(number).exists()]
+    if len(waiting) < count:
+        print(f"going on: {count - len(waiting)} of {count} batches are done")
+    if waiting and job.workers:
+        run_workers(job, count)
+    elif waiting:
+        work_alone(job, waiting)
+    join_parts(job, count, final)
+    for number in range(count):
+        job.part(number).unlink()
+    print(f"{show(final)}: {pq.read_metadata(final).num_rows:,} users")
+    return final
+
+
+def cut_users(job: Job) -> int:
+    """Cut the users into batches, a row each of `work.parquet`, or find them cut; returns how many there are.
+
+    A folder that was begun with another job is refused.
+    """
+    check_number(job.batch, "batch", 1)
+    check_number(job.k, "k", 1)
+    prepared = splits.load_prepared(job.dataset, job.data_dir)
+    asked = {name: value for name, value in asdict(job).items() if name not in ("users", "out", "workers", "gpus")}
+    asked |= {"users": file_sha256(Path(job.users)), "data": prepared.fingerprint}
+    asked["adapter"] = file_sha256(prepared.paths.require(prepared.paths.run_json(job.model), "adapter"))
+    stamp, work = job.folder / "job.json", job.folder / "work.parquet"
+    if stamp.exists() and (begun := read_json(stamp)) != asked:
+        changed = ", ".join(name for name in asked if begun.get(name) != asked[name])
+        raise ValueError(f"{show(job.folder)} was begun as another job ({changed}): give another --out, or delete it")
+    if not work.exists():
+        write_atomically(stamp, lambda path: path.write_text(json.dumps(asked, indent=1)))
+        write_atomically(work, lambda path: write_batches(job, path))
+    return pq.read_metadata(work).num_rows
+
+
+def write_batches(job: Job, path: Path) -> None:
+    """Write the work file: batches of users in their order, each a row and a row group."""
+    schema = pa.schema([("number", pa.int64()), *((field.name, pa.list_(field.type)) for field in BATCHES)])
+    with pq.ParquetWriter(path, schema) as writer:
+        for number, users in enumerate(read_users(Path(job.users), job.batch)):
+            columns = [[users[name].to_pylist()] for name in schema.names[1:]]
+            writer.write_table(pa.table([[number], *columns], schema=schema))
+
+
+def read_users(path: Path, size: int) -> Iterator[pa.Table]:
+    """Read batches of `size` users; a ValueError where they are not sorted, stand twice, or have no history."""
+    file = pq.ParquetFile(path)
+    found = set(file.schema_arrow.names)
+    if "reviewer_id" not in found or not found & {"ptext", "seen_asins"}:
+        raise ValueError(f"{show(path)} has {sorted(found)}: it needs reviewer_id, and seen_asins or ptext")
+    wanted = ["reviewer_id", "seen_asins" if "seen_asins" in found else "ptext"]
+    last, waiting = "", BATCHES.empty_table()
+    for part in file.iter_batches(batch_size=max(size, 4096), columns=wanted):
+        users = fill_columns(pa.Table.from_batches([part]))
+        ids = pa.concat_arrays([pa.array([last]), users["reviewer_id"].combine_chunks()])
+        if not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
+            raise ValueError(f"{show(path)} is not sorted by reviewer_id, or names a user twice: sort it first")
+        last, waiting = ids[-1].as_py(), pa.concat_tables([waiting, users])
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting
+
+
+def fill_columns(users: pa.Table) -> pa.Table:
+    """Give users both columns: where the prompt is empty, the history makes it."""
+    empty = {"ptext": "", "seen_asins": []}
+    for name, value in empty.items():
+        if name not in users.column_names:
+            users = users.append_column(name, pa.array([value] * len(users), BATCHES.field(name).type))
+    return users.select(BATCHES.names).cast(BATCHES)
+
+
+def work_alone(job: Job, waiting: list[int]) -> None:
+    """Do the missing batches in this process."""
+    worker, work = Worker(job), pq.ParquetFile(job.folder / "work.parquet")
+    for done, number in enumerate(waiting, start=1):
+        row = work.read_row_group(number).to_pylist()[0]
+        worker({name: [value] for name, value in row.items()})
+        print(f"  {done:,} of {len(waiting):,} batches", flush=True)
+
+
+def run_workers(job: Job, blocks: int) -> None:
+    """Let Ray's workers do the missing batches: an actor each, which loads the model once.
+
+    A worker that dies is started again by Ray, and its batch goes to a living one. Ray Data's own checkpoints are not
+    used: they want a gibibyte for each reader, and a run without Ray could not go on from them.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init()
+    else:
+        ray.init(num_cpus=job.workers * job.threads + 1, num_gpus=job.gpus * job.workers or None)  # one to read
+    try:
+        work = ray.data.read_parquet(str(job.folder / "work.parquet"), override_num_blocks=blocks)
+        done = work.map_batches(
+            Worker,
+            fn_constructor_args=[job],
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
+            num_cpus=job.threads,
+            num_gpus=job.gpus or None,
+        )
+        users = sum(row["users"] for row in done.iter_rows())
+        print(f"{users:,} users by {job.workers} workers")
+    finally:
+        ray.shutdown()
+
+
+def join_parts(job: Job, count: int, final: Path) -> None:
+    """Write the parts into one file, in the users' order, one after the other: memory holds a single part."""
+
+    def write(path: Path) -> None:
+        with pq.ParquetWriter(path, LISTS) as writer:
+            for number in range(count):
+                writer.write_table(pq.read_table(job.part(number)))
+
+    write_atomically(final, write)
+
+
+# Interactions to splits
+
+
+def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 100_000) -> dict[str, int]:
+    """Write `train`, `validation` and `test.parquet` as `splits.build_splits` builds them, some users at a time.
+
+    The texts of all users together take ten times the room of the interactions. Returns the rows of each.
+    """
+    table = pq.read_table(interactions, read_dictionary=["reviewer_id", "asin"]).combine_chunks()
+    codes = table["reviewer_id"].chunk(0).indices.to_numpy()
+    bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1))
+    names = table["reviewer_id"].chunk(0).dictionary.to_pylist()
+    drawn = splits.draw_validation_users(names)
+    plain = pq.read_schema(interactions)
+    writers, rows = {}, {}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for first in range(0, len(bounds) - 1, users):
+            start, stop = bounds[first], bounds[min(first + users, len(bounds) - 1)]
+            part = table[start:stop].cast(plain).to_pandas()
+            made = splits.build_splits(part, catalog, drawn)
+            for name, dataset in made.items():
+                written = dataset.data.table
+                if name not in writers:
+                    writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", written.schema)
+                writers[name].write_table(written)
+                rows[name] = rows.get(name, 0) + len(written)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return rows
+
+
+def split(dataset: str, data_dir: str, out: str) -> None:
+    prepared = splits.load_prepared(dataset, data_dir)
+    rows = write_splits(prepared.paths.interactions, prepared.catalog, Path(out))
+    print(", ".join(f"{name}: {count:,} users" for name, count in rows.items()), "in", show(Path(out).resolve()))
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    recommending = commands.add_parser("recommend", help="texts and ranked items for the users of a Parquet file")
+    for name, field in Job.__dataclass_fields__.items():
+        needed = {"required": True} if name in ("users", "out") else {"default": field.default}
+        recommending.add_argument("--" + name.replace("_", "-"), type=field.type, **needed)
+    splitting = commands.add_parser("split", help="Parquet splits of a prepared dataset, some users at a time")
+    splitting.add_argument("--dataset", default="sample")
+    splitting.add_argument("--data-dir", default="data")
+    splitting.add_argument("--out", required=True)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = vars(parse(argv))
+    try:
+        if arguments.pop("command") == "split":
+            split(**arguments)
+        else:
+            recommend(Job(**arguments))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
