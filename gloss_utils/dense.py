@@ -105,20 +105,23 @@ def _encode_distinct(texts: list[str], encoder: str, dtype: str) -> np.ndarray:
 class DenseIndex(Index):
     """Cosine similarity between sentence vectors; exact, or `hnsw` (FAISS, approximate, for large catalogs).
 
-    E5 was trained with the prefixes "query: " and "passage: "; the paper used none. `ef_search`: the
-    candidates that an `hnsw` search keeps open.
+    E5 was trained with the prefixes "query: " and "passage: "; the paper used none. `vectors`: of the texts, where
+    they are known.
     """
 
+    ef_search = 128  # the candidates that an `hnsw` search keeps open
+
     def __init__(
-        self, texts, encoder="minilm", engine="exact", cache_dir=None, query_prefix="", item_prefix="", ef_search=128
+        self, texts, encoder="minilm", engine="exact", cache_dir=None, query_prefix="", item_prefix="", vectors=None
     ):
         super().__init__(texts)
         self.engine = check_choice(engine, ["exact", "hnsw"], "dense engine")
-        self.encoder, self.cache_dir, self.ef_search = encoder, cache_dir, ef_search
+        self.encoder, self.cache_dir = encoder, cache_dir
         self.query_prefix, self.same_prefix = query_prefix, query_prefix == item_prefix
         unique, self._inverse = distinct(self.texts)
         self._number = {text: number for number, text in enumerate(unique)}
-        self._unique_vectors = self._encode(unique, item_prefix)
+        known = None if vectors is None else vectors[np.unique(self._inverse, return_index=True)[1]]
+        self._unique_vectors = self._encode(unique, item_prefix) if known is None else known
         self.vectors = self._unique_vectors[self._inverse]
         if engine == "hnsw":
             self.graph = build_hnsw(self.vectors)
@@ -166,12 +169,10 @@ def search_hnsw(graph: "faiss.IndexHNSWFlat", vectors: np.ndarray, k: int, ef_se
     return Hits(items.astype(np.int64), np.where(items < 0, -np.inf, scores).astype(np.float32))
 
 
-def build_index(
-    name: str, texts: Sequence[str], encoder: str = "minilm", cache_dir: str | Path | None = None
-) -> Index:
-    """Build an index by name: "bm25", "dense" or "hybrid" (the encoder only concerns the last two)."""
+def build_index(name: str, texts: Sequence[str], encoder: str = "minilm", cache_dir=None, vectors=None) -> Index:
+    """Build an index by name: "bm25", "dense" or "hybrid"; encoder and known vectors only concern the last two."""
     check_choice(name, RETRIEVERS, "retriever")
     if name == "bm25":
         return BM25Index(texts)
-    dense = DenseIndex(texts, encoder, cache_dir=cache_dir)
+    dense = DenseIndex(texts, encoder, cache_dir=cache_dir, vectors=vectors)
     return dense if name == "dense" else HybridIndex(BM25Index(texts), dense)

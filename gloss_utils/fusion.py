@@ -7,7 +7,7 @@ No test item takes part in either.
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple, Protocol
 
@@ -66,12 +66,22 @@ class ItemSignal:
         return baselines.recency_weights(task, self.matrices[0].shape[0], self.length, self.decay)
 
     def score(self, task: Task) -> np.ndarray:
-        scores = reduce(lambda rows, matrix: rows @ matrix, self.matrices, self.profile(task))
-        scores = scores.toarray() if sp.issparse(scores) else scores
+        scores = self._spread(self.profile(task))
         if self.power != 1:
             np.maximum(scores, 0, out=scores)
             scores **= np.float32(self.power)
         return scores
+
+    def _spread(self, weights: sp.csr_matrix) -> np.ndarray:
+        scores = reduce(lambda rows, matrix: rows @ matrix, self.matrices, weights)
+        return scores.toarray() if sp.issparse(scores) else scores
+
+    def main_purchase(self, task: Task, item: int) -> int:
+        """Which purchase of the task's one user, with its weight, gives this item its highest score."""
+        weights = self.profile(task)
+        purchases = (weights.data, (np.arange(weights.nnz), weights.indices))
+        scores = self._spread(sp.csr_matrix(purchases, (weights.nnz, weights.shape[1])))
+        return int(weights.indices[scores[:, item].argmax()])
 
 
 @dataclass(frozen=True)
@@ -113,11 +123,15 @@ class GeneratedTexts:
     def score(self, task: Task) -> np.ndarray:
         scores = np.zeros((len(task), len(self.vectors)), dtype=np.float32)
         for row, reviewer_id in enumerate(task.reviewer_ids):
-            beams = self.texts.get(reviewer_id)
-            if beams is not None and len(beams):
-                close = np.maximum(beams @ self.vectors.T, 0) ** self.power
-                scores[row] = (close * self.fade ** np.arange(len(beams))[:, None]).max(axis=0)
+            if len(self.texts.get(reviewer_id, ())):
+                scores[row] = self.score_texts(reviewer_id).max(axis=0)
         return scores
+
+    def score_texts(self, reviewer_id: str) -> np.ndarray:
+        """How close the catalog is to each text of a user, float32 [num_texts, num_items]."""
+        beams = self.texts[reviewer_id]
+        close = np.maximum(beams @ self.vectors.T, 0) ** self.power
+        return close * self.fade ** np.arange(len(beams))[:, None]
 
 
 class WeightedSum:
@@ -215,16 +229,51 @@ def fit_signals(
     return {name: fits[check_choice(name, FUSION, "signal")]() for name in names}
 
 
-def fuse(signals: Mapping[str, Signal], weights: Mapping[str, float], task: Task, k: int = 10) -> Hits:
-    """Rank the catalog by the weighted sum of signals, k items per user; items of the history are left out."""
-    total = WeightedSum(signals, weights)
+def extend_signals(signals: dict[str, Signal], vectors: np.ndarray) -> dict[str, Signal]:
+    """The fitted signals over a catalog with more items at its end, which nobody has bought: no count changes."""
+    num_items, extended = len(vectors), dict(signals)
+    for name, signal in signals.items():
+        if name == "text":
+            extended[name] = replace(signal, matrices=(vectors, vectors.T))
+        elif isinstance(signal, Popularity):
+            extended[name] = Popularity(np.pad(signal.counts, (0, num_items - len(signal.counts))))
+        else:
+            for matrix in signal.matrices:
+                matrix.resize((num_items, num_items))  # in place: empty rows and columns
+    return extended
+
+
+def explain(signals: Mapping[str, Signal], weights: Mapping[str, float], task: Task, items: np.ndarray) -> list[str]:
+    """Name the signal that lifts each item most above the catalog's mean, for the task's one user.
+
+    The mean, because a signal that adds the same to all items ranks none of them higher.
+    """
+    names = [name for name, weight in weights.items() if weight]
+    scores = [weights[name] * signals[name].score(task)[0] for name in names]
+    lifts = np.stack([np.where(row[items] > 0, row[items] - row.mean(), -np.inf) for row in scores])
+    return [names[best] for best in lifts.argmax(axis=0)]
+
+
+def fuse(
+    signals: Mapping[str, Signal],
+    weights: Mapping[str, float],
+    task: Task,
+    k: int = 10,
+    hidden: Sequence | None = None,
+) -> Hits:
+    """Rank the catalog by the weighted sum of signals, k items per user.
+
+    `hidden` holds the item numbers that each user's list leaves out; without it these are the history's.
+    """
+    total, hidden = WeightedSum(signals, weights), task.seen_items if hidden is None else hidden
 
     def rank(rows: np.ndarray) -> Hits:
-        part = task.take(rows)
-        scores = total.score(part)
-        hide_seen(scores, part.seen_items)
+        scores = total.score(task.take(rows))
+        hide_seen(scores, [hidden[row] for row in rows])
         return top_k(scores, k)
 
+    if len(task) == 1:  # without a thread, and without the score below that tells how long a block is
+        return rank(np.arange(1))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
         parts = list(pool.map(rank, _row_blocks(task, total)))
     return Hits(*map(np.concatenate, zip(*parts)))

@@ -1,49 +1,95 @@
 """One object: a history in, ranked items out.
 
-recommender = Recommender.load("sample", model="tiny-llama")
-recommender.recommend(["a title", "or an asin"], k=5)     # rank, asin, title, score, text
+recommender = Recommender.load("sample", system="fused")
+recommender.recommend(["a title", "or an asin"], k=5, explain=True)     # rank, asin, title, score, text, reason
+recommender.save("runs/shop")                                           # Recommender.open("runs/shop")
 """
 
 import difflib
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from . import prompts
-from .baselines import item_counts
-from .paths import check_choice, check_number
+from . import fusion, prompts
+from .baselines import item_counts, keep_unseen
+from .dense import RETRIEVERS, build_index, encode
+from .paths import check_choice, check_number, file_sha256, read_file, read_json, resolve, show, write_atomically
 from .ranking import POLICIES, rank_with_scores
-from .splits import load_prepared, training_histories
+from .raw_data import clean_title
+from .raw_files import to_seconds
+from .splits import Prepared, Task, load_prepared, load_task, purchase_days, training_histories
 
+SYSTEMS = ("most-popular", "lis", "star", "fused", "texts", "fused + texts")
 DEPTH = 20  # hits per text
 NEAR = 0.85  # how alike a misspelt title and a title of the catalog must be, 0 to 1
 ASIN = re.compile(r"[A-Z0-9]{10}")
 COLUMNS = ["rank", "asin", "title", "score", "text"]
+REASONS = {
+    "text": "its title is close to '{}'",
+    "cooccurrence": "bought by the same people as '{}'",
+    "random_walk": "bought by people who share purchases with the buyers of '{}'",
+    "transitions": "bought next after '{}'",
+    "two_step": "bought two purchases after '{}'",
+    "skip_transitions": "bought soon after '{}'",
+    "time_decayed": "bought within days of '{}'",
+    "popularity": "popular",
+    "generated": "the model wrote '{}'",
+}
+ABOUT, CATALOG, PURCHASES, VECTORS = "recommender.json", "catalog.parquet", "purchases.parquet", "vectors.npy"
+
+
+class Visitor(NamedTuple):
+    """A history as the systems read it."""
+
+    texts: list[str]  # for a language model
+    items: list[int]  # for counts
+    days: list[float]  # when these were bought
+    seen: list[int]  # the items that the history names
+    notes: list[str]  # what had to be adjusted
+
+
+Found = tuple[
+    np.ndarray, np.ndarray, list[str], list[str]
+]  # a visitor's items, scores, texts and reasons, best first
 
 
 @dataclass
 class Recommender:
-    """Generate texts from a history, search the catalog with them, rank what was found."""
+    """Rank the catalog for a history, by any of the course's systems."""
 
     catalog: pd.DataFrame  # asin, title, text; the row position is the item's number
     index: object  # over catalog.text
-    write_texts: Callable[[str], tuple[list[str], list[float]]]  # from one prompt to texts and log-probabilities
-    fit_history: Callable[[list[str]], list[str]]  # the most recent item texts that fit the context
+    write_texts: Callable[[list[str]], list] | None  # from prompts to `generation.Generated`
+    fit_history: Callable[[list[str]], list[str]] | None  # the most recent item texts that fit the context
     popular: np.ndarray  # item numbers, most bought first: for a visitor without a history
     policy: str = "round_robin"  # see ranking.POLICIES
+    system: str = "texts"  # one of SYSTEMS
+    settings: dict = field(default_factory=dict)  # what `load` was asked for, and the data's fingerprint
+    signals: dict[str, fusion.Signal] = field(default_factory=dict, repr=False)
+    weights: dict[str, float] = field(default_factory=dict)  # of the signals
+    vectors: np.ndarray | None = field(default=None, repr=False)  # of catalog.text
+    purchases: pd.DataFrame | None = field(default=None, repr=False)  # per user, items and days: what is counted
+    removed: Sequence[int] = ()  # item numbers
 
     def __post_init__(self):
         check_choice(self.policy, POLICIES, "policy")
-        self._rows = {asin: [row] for row, asin in enumerate(self.catalog["asin"])}
+        self._take_catalog(self.catalog)
+
+    def _take_catalog(self, catalog: pd.DataFrame) -> None:
+        self.catalog, self._texts = catalog, catalog["text"].tolist()
+        self._rows = {asin: [row] for row, asin in enumerate(catalog["asin"])}
         # With other ids, ten capital letters are more likely a title than an unknown asin.
         self._amazon_ids = all(map(ASIN.fullmatch, self._rows))
         self._titles: dict[str, list[int]] = {}
-        for row, title in enumerate(self.catalog["title"]):
+        for row, title in enumerate(catalog["title"]):
             self._titles.setdefault(_key(title), []).append(row)
 
     @classmethod
@@ -56,95 +102,321 @@ class Recommender:
         data_dir: str | Path = "data",
         strategy: str = "beam5",
         encoder: str = "minilm",
+        system: str = "texts",
     ) -> "Recommender":
-        """Open the artifacts of notebooks 01 and 03; an error says what is missing, or the nearest known name.
+        """Open what the notebooks made; an error says what is missing, or the nearest known name.
 
-        `retriever` is `bm25`, `dense` or `hybrid`; see `ranking.POLICIES` and `generation.STRATEGIES`.
+        `texts` needs a model of notebook 03, `fused + texts` its validation texts (04) too, all others 01 alone.
+        `retriever`, for `lis` and `texts`, is `bm25`, `dense` or `hybrid`; `policy` (see `ranking.POLICIES`) is for
+        `texts`; see `generation.STRATEGIES` for `strategy`.
         """
-        check_choice(policy, POLICIES, "policy")  # names first: the model takes seconds
-        from .dense import build_index
-        from .generation import CatalogTrie, generate, get_strategy
-        from .language_models import find_adapter, load_finetuned, read_run
-
-        strategy = get_strategy(strategy)
+        check_choice(system, SYSTEMS, "system")  # names first: the model takes seconds
+        check_choice(policy, POLICIES, "policy")
+        check_choice(retriever, RETRIEVERS, "retriever")
         prepared = load_prepared(dataset, data_dir)
-        find_adapter(prepared.paths, model)
-        catalog_texts = prepared.catalog["text"].tolist()
-        index = build_index(retriever, catalog_texts, encoder=encoder, cache_dir=prepared.paths.cache)
-        network, tokenizer = load_finetuned(prepared.paths, model)
-        trie = CatalogTrie(catalog_texts, tokenizer) if strategy.constrained else None
-        length = read_run(prepared.paths, model)["settings"]["max_seq_length"]  # as in training
+        if "texts" in system:
+            from .generation import get_strategy
+            from .language_models import find_adapter
 
-        def write_texts(prompt: str) -> tuple[list[str], list[float]]:
-            return generate(network, tokenizer, [prompt], strategy, max_seq_length=length, trie=trie)[0]
+            get_strategy(strategy)
+            find_adapter(prepared.paths, model)
+        settings = {"dataset": dataset, "model": model, "retriever": retriever, "policy": policy}
+        settings |= {"strategy": strategy, "encoder": encoder, "system": system, "data": prepared.fingerprint}
+        vectors = None
+        if system in ("star", "fused", "fused + texts") or retriever != "bm25":
+            vectors = encode(prepared.catalog["text"].tolist(), encoder, cache_dir=prepared.paths.cache)
+        weights = _choose_weights(prepared, vectors, settings)
+        histories, days = training_histories(prepared), purchase_days(prepared).values()
+        known = [dates[: len(items)] for dates, items in zip(days, histories)]
+        purchases = pd.DataFrame({"items": histories, "days": known})
+        return cls._fit(settings, prepared.catalog, purchases, vectors, weights, prepared)
 
-        room = length - strategy.max_new_tokens
-        fit_history = partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=room)
-        counts = item_counts(training_histories(prepared), len(catalog_texts))
-        return cls(prepared.catalog, index, write_texts, fit_history, np.argsort(-counts, kind="stable"), policy)
+    @classmethod
+    def _fit(cls, settings, catalog, purchases, vectors, weights, prepared) -> "Recommender":
+        """Index and count; open the language model where the system needs one."""
+        system, texts, histories, signals = settings["system"], catalog["text"].tolist(), list(purchases["items"]), {}
+        index = build_index(settings["retriever"], texts, settings["encoder"], vectors=vectors)
+        counts = item_counts(histories, len(catalog))
+        popular = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        if weights:
+            days = {str(user): dates for user, dates in enumerate(purchases["days"])}
+            names = [name for name in weights if name != "generated"]
+            signals = fusion.fit_signals(histories, vectors, names, days)
+        if system == "star":  # it adds the cosines as they are
+            signals = {name: replace(signal, power=1) for name, signal in signals.items()}
+        model = _open_model(prepared, settings, texts) if "texts" in system else (None, None)
+        policy = settings["policy"]
+        return cls(catalog, index, *model, popular, policy, system, settings, signals, weights, vectors, purchases)
 
-    def recommend(self, history: Sequence[str] | str, k: int = 5) -> pd.DataFrame:
-        """Recommend what may come next; items of the history never come back.
+    def save(self, folder: str | Path) -> Path:
+        """Write all that `open` needs into one folder, whole or not at all.
+
+        A language model stays where notebook 03 put it: the folder names its dataset and model.
+        """
+        folder = resolve(folder)
+        if folder.exists() and not (folder / ABOUT).exists():
+            raise ValueError(f"{show(folder)} is there and holds no recommender: save into a folder of its own")
+
+        def write(path: Path) -> None:
+            path.mkdir()
+            self.catalog.assign(removed=self.catalog.index.isin(self.removed)).to_parquet(path / CATALOG)
+            self.purchases.to_parquet(path / PURCHASES)
+            if self.vectors is not None:
+                np.save(path / VECTORS, self.vectors)
+            files = {file.name: file_sha256(file) for file in sorted(path.iterdir())}
+            about = {"settings": self.settings, "weights": self.weights, "files": files}
+            (path / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+        return write_atomically(folder, write)
+
+    @classmethod
+    def open(cls, folder: str | Path, data_dir: str | Path = "data") -> "Recommender":
+        """Open what `save` wrote, and count again; `data_dir` is where a language model's dataset lies."""
+        folder, prepared = resolve(folder), None
+        about, catalog, purchases, vectors = read_file(folder, _read_folder, "save the recommender again")
+        settings = about["settings"]
+        if "texts" in settings["system"]:
+            prepared = load_prepared(settings["dataset"], data_dir)
+            if prepared.fingerprint != settings["data"]:
+                other = f"{show(folder)} was saved from another catalog or other purchases than '{prepared.dataset}'"
+                raise ValueError(f"{other} has now: load the recommender and save it again")
+        removed = np.flatnonzero(catalog.pop("removed"))
+        return replace(cls._fit(settings, catalog, purchases, vectors, about["weights"], prepared), removed=removed)
+
+    def add_items(self, table: pd.DataFrame) -> None:
+        """Add items that nobody has bought yet: their titles find them at once, nothing is trained or counted again.
+
+        `table` has `asin` and `title`, a row per item; an item that was removed comes back as it was.
+        """
+        if missing := {"asin", "title"} - set(table.columns):
+            raise ValueError(f"the table of new items has no column '{min(missing)}': it needs asin and title")
+        new = pd.DataFrame({"asin": table["asin"].map(clean_title), "title": table["title"].map(clean_title)})
+        rows = self._find_items(new["asin"])
+        faults = {"has no asin, or no title": (new == "").any(axis=1), "is there twice": new["asin"].duplicated()}
+        faults["is in the catalog already"] = (rows >= 0) & ~np.isin(rows, self.removed)
+        for fault, wrong in faults.items():
+            if wrong.any():
+                raise ValueError(f"new item '{new['asin'][wrong].iloc[0]}' {fault}: nothing was added")
+        self.removed = np.setdiff1d(self.removed, rows)
+        new = new[rows < 0].assign(text=lambda items: items["title"].map(prompts.item_text))
+        self._take_catalog(pd.concat([self.catalog, new], ignore_index=True))
+        settings = {"retriever": "bm25", "encoder": "minilm"} | self.settings
+        if self.vectors is not None:
+            self.vectors = np.concatenate([self.vectors, encode(new["text"].tolist(), settings["encoder"])])
+            self.signals = fusion.extend_signals(self.signals, self.vectors)
+        self.index = build_index(settings["retriever"], self._texts, settings["encoder"], vectors=self.vectors)
+
+    def remove_items(self, asins: Sequence[str]) -> None:
+        """Recommend these items no more; in a history they still count."""
+        rows = self._find_items(asins)
+        if (rows < 0).any():
+            raise ValueError(f"no item '{list(asins)[int(np.argmin(rows))]}' in the catalog: nothing was removed")
+        self.removed = np.union1d(self.removed, rows).astype(np.int64)
+
+    def _find_items(self, asins: Sequence[str]) -> np.ndarray:
+        return np.array([self._rows.get(asin, [-1])[0] for asin in asins], dtype=np.int64)
+
+    def recommend(
+        self, history, k: int = 5, dates=None, hide_seen: bool = True, explain: bool = False
+    ) -> pd.DataFrame:
+        """Recommend what may come next; items of the history never come back, unless `hide_seen` is False.
 
         What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: a misspelt title is read as the
-        nearest one, any other text is used as it is (but an unknown Amazon asin is left out), items too old for the
-        model's context are left out, and without a history the list is the store's most popular items.
+        nearest one, any other text is used as it is, and for counts is the item with the closest text (but an unknown
+        Amazon asin is left out), items too old for the model's context are left out, and without a history the list
+        is the store's most popular items.
 
         Args:
             history: asins or titles, earliest first.
-            k: rows wanted; fewer come back where the texts find fewer items, which is noted too.
+            k: rows wanted; fewer come back where the system finds fewer items, which is noted too.
+            dates: of each purchase, dates or seconds since 1970; without them all count as bought on one day.
+            explain: adds a column `reason`: what lifts the item most, and the purchase behind it.
 
         Returns:
-            rank (from 1), asin, title, score (see `rank_with_scores`), and the text that found the item.
+            rank (from 1), asin, title, score (comparable within a list), and the text that found the item, if any.
         """
-        check_number(k, "k", 1)
-        notes: list[str] = []
-        texts, seen = self._read_history(_check_history(history), notes)
-        if texts:
-            items, scores, found_by = self._search(texts, seen, k, notes)
-        else:
-            notes.append("the history is empty: these are the store's most popular items")
-            items, scores, found_by = self.popular[:k], 1.0 / (np.arange(len(self.popular[:k])) + 1), None
-        if len(items) < k:
-            notes.append(f"the list is short: {len(items)} items instead of {k}")
-        table = self.catalog.iloc[items][["asin", "title"]].reset_index(drop=True)
-        table = table.assign(rank=np.arange(len(items)) + 1, score=scores, text=found_by or "")[COLUMNS]
-        table.attrs["notes"] = notes
-        for note in notes:
+        table = self._recommend([history], k, None if dates is None else [dates], hide_seen, explain)
+        table.attrs["notes"] = [note for _, note in table.attrs["notes"]]
+        for note in table.attrs["notes"]:
             print("note:", note)
+        return table[COLUMNS + ["reason"] * explain]
+
+    def recommend_many(self, histories: Sequence, k: int = 5, dates: Sequence | None = None) -> pd.DataFrame:
+        """`recommend` for many histories at once, with a column `user`, the history's position from 0, in front.
+
+        `dates` has those of each history; the notes are pairs of a user and what was adjusted.
+        """
+        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
+            raise ValueError("recommend_many takes a list of histories: put each into a list of its own")
+        table = self._recommend(histories, k, dates)
+        if table.attrs["notes"]:
+            print(f"{len(table.attrs['notes'])} notes on these histories are in the table's attrs['notes']")
+        return table[["user", *COLUMNS]]
+
+    def _recommend(self, histories: Sequence, k: int, dates, hide_seen=True, explain=False) -> pd.DataFrame:
+        check_number(k, "k", 1)
+        histories, depth = list(map(_check_history, histories)), min(k, len(self.catalog))
+        visitors = list(map(self._read_history, histories, _read_dates(dates, histories)))
+        hidden = [np.array([*visitor.seen * hide_seen, *self.removed], dtype=np.int64) for visitor in visitors]
+        found = [self._best_sellers(items, depth) for items in hidden]
+        known = [row for row, visitor in enumerate(visitors) if visitor.texts and self.system != "most-popular"]
+        search = {"lis": self._search_last, "texts": self._search_written}.get(self.system, self._sum_signals)
+        asked = [visitors[row] for row in known], [hidden[row] for row in known], depth, explain
+        for row, own in zip(known, search(*asked) if known else ()):
+            found[row] = own
+        for visitor, (items, *_) in zip(visitors, found):
+            if not visitor.texts:
+                visitor.notes.append("the history is empty: these are the store's most popular items")
+            if len(items) < k:
+                visitor.notes.append(f"the list is short: {len(items)} items instead of {k}")
+        lengths = [len(items) for items, *_ in found]
+        items, scores, texts, reasons = (list(chain(*parts)) for parts in zip(*found)) if found else [[]] * 4
+        table = self.catalog.iloc[items][["asin", "title"]].reset_index(drop=True)
+        table["user"] = np.repeat(np.arange(len(found)), lengths)
+        table["rank"] = table.groupby("user").cumcount() + 1
+        table = table.assign(score=scores, text=texts, reason=reasons)
+        table.attrs["notes"] = [(user, note) for user, visitor in enumerate(visitors) for note in visitor.notes]
         return table
 
-    def _read_history(self, history: list[str], notes: list[str]) -> tuple[list[str], np.ndarray]:
-        """Turn asins and titles into item texts, and into the numbers of the items they name."""
-        texts, seen = [], []
-        for entry in filter(None, map(str.strip, history)):
-            rows = self._rows.get(entry) or self._titles.get(_key(entry), [])
-            unknown = f"no item '{entry[:60]}' in the catalog"
-            if not rows and self._amazon_ids and ASIN.fullmatch(entry):
-                notes.append(f"{unknown}: left out of the history")
-                continue
-            if not rows and (near := difflib.get_close_matches(_key(entry), self._titles, n=1, cutoff=NEAR)):
-                rows = self._titles[near[0]]
-                notes.append(f"{unknown}: read as '{self.catalog['title'].iloc[rows[0]]}'")
-            if not rows:
-                notes.append(f"{unknown}: used as text")
-            seen += rows  # several items may share a title
-            own = prompts.item_text(entry.removeprefix(prompts.ITEM_PREFIX))
-            texts.append(self.catalog["text"].iloc[rows[0]] if rows else own)
-        return texts, np.array(seen, dtype=np.int64)
+    def _read_history(self, history: list[str], days: np.ndarray) -> Visitor:
+        visitor = Visitor([], [], [], [], [])
+        for entry, day in zip(map(str.strip, history), days):
+            rows, text, item = self._look_up(entry, visitor.notes) if entry else ([], "", -1)
+            visitor.seen.extend(rows)  # several items may share a title
+            if text:
+                visitor.texts.append(text)
+                visitor.items.append(item)
+                visitor.days.append(day)
+        return visitor
 
-    def _search(self, texts: list[str], seen: np.ndarray, k: int, notes: list[str]):
-        """Generate, search, rank: items, scores, and for each item the text that found it."""
-        recent = self.fit_history(texts)
-        if len(recent) < len(texts):
-            notes.append(f"the history is long: its oldest {len(texts) - len(recent)} items do not fit the context")
-        queries, log_probs = self.write_texts(prompts.build_prompt(recent))
-        # Deep enough that seen items and items found by another text leave k.
-        k = min(k, len(self.catalog))
-        hits = self.index.search(queries, k=max(DEPTH, k + len(seen)))
-        items, scores = rank_with_scores(hits, len(queries), self.policy, k, [seen], log_probs)
-        items, scores = (part[0][items[0] >= 0] for part in (items, scores))
-        return items, scores, [queries[_finder(hits.items, item)] for item in items]
+    def _look_up(self, entry: str, notes: list[str]) -> tuple[list[int], str, int]:
+        """The items that an asin or a title names, its text ("" leaves it out), and the item to count it as."""
+        rows = self._rows.get(entry) or self._titles.get(_key(entry), [])
+        unknown = f"no item '{entry[:60]}' in the catalog"
+        is_asin = self._amazon_ids and ASIN.fullmatch(entry)
+        if not rows and not is_asin and (near := difflib.get_close_matches(_key(entry), self._titles, 1, NEAR)):
+            rows = self._titles[near[0]]
+            notes.append(f"{unknown}: read as '{self.catalog['title'].iloc[rows[0]]}'")
+        if rows:
+            return rows, self._texts[rows[0]], rows[0]
+        title = entry.removeprefix(prompts.ITEM_PREFIX)
+        if self.system == "texts" and not is_asin:
+            notes.append(f"{unknown}: used as text")
+            return [], prompts.item_text(title), -1
+        closest = -1 if is_asin else self.index.search([title], 1).items[0, 0]
+        if closest < 0:
+            notes.append(f"{unknown}: left out of the history")
+            return [], "", -1
+        notes.append(f"{unknown}: counted as the closest by text, '{self.catalog['title'].iloc[closest]}'")
+        return [], prompts.item_text(title), closest
+
+    def _best_sellers(self, hidden: np.ndarray, k: int) -> Found:
+        best = self.popular[: k + len(hidden)]
+        items = best[~np.isin(best, hidden)][:k]
+        return items, 1.0 / (np.arange(len(items)) + 1), [""] * len(items), [REASONS["popularity"]] * len(items)
+
+    def _search_last(self, visitors: list[Visitor], hidden: list, k: int, _) -> Iterator[Found]:
+        """Search with the last item's text."""
+        texts = [self._texts[visitor.items[-1]] for visitor in visitors]
+        hits = keep_unseen(self.index.search(texts, k + max(map(len, hidden))), hidden, k)
+        for visitor, text, items, scores in zip(visitors, texts, *hits):
+            count, last = int((items >= 0).sum()), self.catalog["title"].iloc[visitor.items[-1]]
+            yield items[:count], scores[:count], [text] * count, [REASONS["text"].format(last)] * count
+
+    def _search_written(self, visitors: list[Visitor], hidden: list, k: int, _) -> Iterator[Found]:
+        """Generate, search, rank."""
+        for hide, (texts, log_probs) in zip(hidden, self._write(visitors)):
+            # Deep enough that hidden items and items found by another text leave k.
+            hits = self.index.search(texts, k=max(DEPTH, k + len(hide)))
+            items, scores = rank_with_scores(hits, len(texts), self.policy, k, [hide], log_probs)
+            items, scores = (part[0][items[0] >= 0] for part in (items, scores))
+            found_by = [texts[_finder(hits.items, item)] for item in items]
+            yield items, scores, found_by, list(map(REASONS["generated"].format, found_by))
+
+    def _write(self, visitors: list[Visitor]) -> list:
+        recent = [self.fit_history(visitor.texts) for visitor in visitors]
+        for visitor, texts in zip(visitors, recent):
+            if old := len(visitor.texts) - len(texts):
+                visitor.notes.append(f"the history is long: its oldest {old} items do not fit the context")
+        return self.write_texts(list(map(prompts.build_prompt, recent)))
+
+    def _sum_signals(self, visitors: list[Visitor], hidden: list, k: int, explain: bool) -> Iterator[Found]:
+        """Rank by the weighted sum of signals."""
+        users, items = np.arange(len(visitors)).astype(str), [np.array(visitor.items) for visitor in visitors]
+        task, signals = Task(users, [""] * len(users), items, np.full(len(users), -1)), dict(self.signals)
+        if "time_decayed" in signals:
+            days = {user: np.array(visitor.days) for user, visitor in zip(users, visitors)}
+            signals["time_decayed"] = replace(signals["time_decayed"], days=days)
+        if "texts" in self.system:
+            written = [texts for texts, _ in self._write(visitors)]
+            signals["generated"] = _embed(users, written, self.vectors, self.settings["encoder"])
+        hits = fusion.fuse(signals, self.weights, task, k, hidden)
+        for row, (ranked, scores) in enumerate(zip(*hits)):
+            ranked, scores = ranked[ranked >= 0], scores[ranked >= 0]
+            texts = reasons = [""] * len(ranked)
+            if "texts" in self.system:
+                closest = signals["generated"].score_texts(users[row])[:, ranked].argmax(axis=0)
+                texts = [written[row][text] for text in closest]
+            if explain:
+                reasons = self._reasons(signals, task.take(np.array([row])), ranked, texts)
+            yield ranked, scores, texts, list(reasons)
+
+    def _reasons(self, signals: dict, task: Task, items: np.ndarray, texts: list[str]) -> Iterator[str]:
+        for name, item, text in zip(fusion.explain(signals, self.weights, task, items), items, texts):
+            if isinstance(signals[name], fusion.ItemSignal):
+                text = self.catalog["title"].iloc[signals[name].main_purchase(task, item)]
+            yield REASONS[name].format(text)
+
+
+def _choose_weights(prepared: Prepared, vectors: np.ndarray | None, settings: dict) -> dict[str, float]:
+    """The weights of a system's signals: STAR's halves, or on validation users, as notebook 07 chooses them."""
+    if "fused" not in settings["system"]:
+        return {"text": 0.5, "cooccurrence": 0.5} if settings["system"] == "star" else {}
+    histories, held_out = fusion.extend_validation(prepared)
+    signals = fusion.fit_signals(histories, vectors, days=purchase_days(prepared))
+    weights = fusion.choose_weights(fusion.gather_candidates(signals, held_out))
+    if settings["system"] == "fused":
+        return weights
+    from .queries import load_queries
+
+    queries = prepared.paths.queries(settings["model"], settings["strategy"], "validation")
+    records = load_queries(queries, prepared)
+    users = [record["reviewer_id"] for record in records]
+    texts = _embed(users, [record["generated_sequences"] for record in records], vectors, settings["encoder"])
+    pair = {"fused": fusion.WeightedSum(signals, weights), "generated": texts}
+    task = load_task(prepared, "validation").subset(users)
+    shares = fusion.choose_weights(fusion.gather_candidates(pair, task))
+    return {name: shares["fused"] * weight for name, weight in weights.items()} | {"generated": shares["generated"]}
+
+
+def _embed(
+    users: Sequence[str], texts: Sequence[list[str]], vectors: np.ndarray, encoder: str
+) -> fusion.GeneratedTexts:
+    bounds = np.cumsum([len(own) for own in texts])[:-1]
+    return fusion.GeneratedTexts(dict(zip(users, np.split(encode(list(chain(*texts)), encoder), bounds))), vectors)
+
+
+def _open_model(prepared: Prepared, settings: dict, catalog_texts: list[str]) -> tuple[Callable, Callable]:
+    """Load the language model: a call that writes texts, and one that cuts a history to its context."""
+    from .generation import CatalogTrie, generate, get_strategy
+    from .language_models import load_finetuned, read_run
+
+    strategy = get_strategy(settings["strategy"])
+    network, tokenizer = load_finetuned(prepared.paths, settings["model"])
+    trie = CatalogTrie(catalog_texts, tokenizer) if strategy.constrained else None
+    length = read_run(prepared.paths, settings["model"])["settings"]["max_seq_length"]  # as in training
+    write_texts = partial(generate, network, tokenizer, strategy=strategy, max_seq_length=length, trie=trie)
+    room = length - strategy.max_new_tokens
+    return write_texts, partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=room)
+
+
+def _read_folder(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, np.ndarray | None]:
+    about = read_json(folder / ABOUT)
+    for name, sha256 in about["files"].items():
+        if file_sha256(folder / name) != sha256:
+            raise ValueError(f"{name} is cut, or of another catalog")
+    vectors = np.load(folder / VECTORS) if VECTORS in about["files"] else None
+    return about, pd.read_parquet(folder / CATALOG), pd.read_parquet(folder / PURCHASES), vectors
 
 
 def _check_history(history: Sequence[str] | str) -> list[str]:
@@ -154,6 +426,19 @@ def _check_history(history: Sequence[str] | str) -> list[str]:
     if wrong:
         raise ValueError(f"the history holds {wrong[0]!r}: give a list of asins or titles, [] for a new visitor")
     return entries
+
+
+def _read_dates(dates: Sequence | None, histories: list[list[str]]) -> list[np.ndarray]:
+    """When each history's items were bought, in days since 1970."""
+    lengths = list(map(len, histories))
+    if dates is None:
+        return list(map(np.zeros, lengths))
+    if list(map(len, dates)) != lengths:
+        raise ValueError(f"{sum(map(len, dates))} dates for {sum(lengths)} items: give each item of a history one")
+    days = np.split(to_seconds(pd.Series(list(chain(*dates)))).to_numpy() / 86_400, np.cumsum(lengths)[:-1])
+    if any((np.diff(own) < 0).any() for own in days):
+        raise ValueError("the dates go back in time: give a history earliest first")
+    return days
 
 
 def _finder(hit_items: np.ndarray, item: int) -> int:

@@ -20,9 +20,9 @@ def make(texts, max_items=10, policy="round_robin", prefix="B00000000"):
     catalog = pd.DataFrame({"asin": asins, "title": TITLES, "text": [prompts.item_text(t) for t in TITLES]})
     read = []
 
-    def write(prompt):
-        read.append(prompt)
-        return texts, [-float(place) for place in range(len(texts))]
+    def write(asked):
+        read.extend(asked)
+        return [(texts, [-float(place) for place in range(len(texts))]) for _ in asked]
 
     recommender = Recommender(
         catalog,
