@@ -288,7 +288,7 @@ def describe_inputs(prepared: Prepared, model: str, settings: TrainingSettings) 
         "dataset": prepared.dataset,
         "settings": asdict(settings),
         "data_fingerprint": digest(prepared.splits["train"]["text"][:]),
-        **language_models.describe_origin(prepared.paths, model),
+        **language_models.describe_origin(prepared.paths, model, settings.method == "qlora"),
     }
 
 

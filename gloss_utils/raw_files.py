@@ -4,16 +4,16 @@ import ast
 import gzip
 import http.client
 import json
+import multiprocessing
 import os
 import re
-import threading
 import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from concurrent import futures
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -302,18 +302,12 @@ def _fetch_into(part: Path, address: str, progress: bool) -> None:
 
 def _ask(request: urllib.request.Request):
     """Wait `PATIENCE_SECONDS` for a whole header: urllib's own limit is for each byte, and a host may drip them."""
-    answer = futures.Future()
-
-    def ask() -> None:
+    with ThreadPool(1) as pool:  # its thread ends with Python, and not after the last byte
+        answer = pool.apply_async(urllib.request.urlopen, (request,), {"timeout": TIMEOUT_SECONDS})
         try:
-            answer.set_result(urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS))
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()  # not a pool, which Python would wait for at its end
-    if not futures.wait([answer], PATIENCE_SECONDS).done:
-        raise OSError(f"no whole header came in {PATIENCE_SECONDS} s")
-    return answer.result()
+            return answer.get(PATIENCE_SECONDS)
+        except multiprocessing.TimeoutError:
+            raise OSError(f"no whole header came in {PATIENCE_SECONDS} s") from None
 
 
 def _is_gzip(path: Path) -> bool:

@@ -44,14 +44,16 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options)
             "environment of requirements-vllm.txt (`make check-vllm` builds it): "
             ".venv-vllm/bin/python -m tools.course --only 04 -p GENERATION_ENGINE vllm"
         ) from error
-    from .language_models import find_adapter, locate
+    from .language_models import check_finetuned, locate
 
     if not torch.cuda.is_available():
         # A prompt that is read in pieces makes vLLM rewind the user's random stream, which CPU generators cannot.
         options.setdefault("enable_chunked_prefill", False)
-    adapter = find_adapter(paths, model)
+    adapter, run = check_finetuned(paths, model)
+    if run["settings"]["method"] == "full":
+        raise ValueError(f"'{model}' is no adapter but a whole model (method 'full'): use engine='transformers'")
     engine = LLM(
-        model=locate(model, paths, quantize=False),
+        model=locate(run["model"], paths, quantize=False),
         max_model_len=max_seq_length,
         enable_lora=True,
         max_lora_rank=lora_rank(adapter),

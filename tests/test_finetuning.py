@@ -266,7 +266,9 @@ def test_auto_follows_the_run_and_a_name_does_not(toy, monkeypatch, engine, expe
     monkeypatch.setattr(language_models.importlib.util, "find_spec", lambda name: object())
     settings = {"method": "full", "max_seq_length": 1024}
     run = {"model": "tiny-llama", "settings": settings, "engine": ["transformers", "asked for"]}
+    run["trainable_parameters"] = 0
     toy.paths.adapter("mine").mkdir(parents=True)
+    toy.paths.base_model("tiny-llama").mkdir(parents=True)
     toy.paths.run_json("mine").write_text(json.dumps(run))
     asked = []
     monkeypatch.setattr(

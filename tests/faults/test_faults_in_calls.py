@@ -340,13 +340,13 @@ LIS = System("lis")
         "results without their header",
         lambda p: drop_header(p.paths.results),
         metrics.load_results,
-        r"results\.csv is damaged .*its header has no column 'dataset'\): delete it and run notebook 02 with",
+        r"results\.csv is damaged .*it has no 'dataset'\): delete it and run notebook 02 with",
     ),
     Fault(
         "results without a column, and rows to add",
         lambda p: drop_column(p.paths.results, "policy"),
         results_of_prepared,
-        r"results\.csv is damaged .*its header has no column 'policy'\): delete it and run notebooks 02, 05 and 07",
+        r"results\.csv is damaged .*it has no 'policy'\): delete it and run notebooks 02, 05 and 07",
     ),
     Fault(
         "metrics cut",

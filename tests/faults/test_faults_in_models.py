@@ -1,8 +1,11 @@
 """Faults in what notebooks 03 and 04 make (base, adapter, run, log, queries), and in their settings."""
 
+import dataclasses
 import json
 import math
 import shutil
+import sys
+from types import SimpleNamespace
 
 import injected
 import pytest
@@ -10,7 +13,16 @@ from injected import Fault, cut, empty, refused, rows
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_model, tiny_tokenizer
 
-from gloss_utils import finetuning, generation, language_models, queries, resources, splits, tiny_llama
+from gloss_utils import (
+    finetuning,
+    generation,
+    language_models,
+    queries,
+    resources,
+    splits,
+    tiny_llama,
+    vllm_engine,
+)
 from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.generation import Strategy
 from gloss_utils.recommender import Recommender
@@ -51,6 +63,18 @@ def load_queries(root):
 
 def load(root):
     return language_models.load_finetuned(opened(root).paths, MODEL)
+
+
+def load_vllm(root):
+    """As with vLLM installed; its engine is not reached where the model is refused."""
+
+    def start(**options):
+        raise AssertionError("the engine was started with a model that does not fit")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+        patch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=None))
+        return vllm_engine.load(opened(root).paths, MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +123,19 @@ def shift_tensor(path):
     save_file({**tensors, name: tensors[name] + 1}, path, metadata={"format": "pt"})
 
 
+def without(*keys):
+    """A run.json that lacks some keys, of the settings too."""
+
+    def change(path):
+        run = json.loads(path.read_text())
+        kept = {key: value for key, value in run.items() if key not in keys}
+        if "settings" in kept:
+            kept["settings"] = {key: value for key, value in run["settings"].items() if key not in keys}
+        path.write_text(json.dumps(kept))
+
+    return change
+
+
 def cut_adapter_to_rank_2(path):
     save_file(
         {name: (t[:2] if "lora_A" in name else t[:, :2]).contiguous() for name, t in load_file(path).items()}, path
@@ -117,6 +154,7 @@ def recommender_of(*names, **more):
 NO_TEXTS = json.dumps([{"reviewer_id": "u1", "asin": "i1", "seen_asins": [], "generated_sequences": None}])
 ADAPTER = r"adapter is damaged or no such file .*: delete it and run notebook 03 with DATASET=store"
 RUN = r"run\.json is damaged .*: delete it and run notebook 03 with DATASET=store"
+RUN_AGAIN = "delete it and run notebook 03 with DATASET=store"
 BASE = r"base is damaged or no such file .*: delete it and run notebook 03"
 
 
@@ -149,6 +187,37 @@ BASE = r"base is damaged or no such file .*: delete it and run notebook 03"
     Fault("run.json cut", at("run.json", cut), load, RUN),
     Fault("run.json empty", at("run.json", empty), load, RUN),
     Fault("run.json gone", at("run.json", gone), load, "no adapter for 'store' .*run notebook 03"),
+    Fault(
+        "run.json without its settings",
+        at("run.json", without("settings")),
+        load,
+        rf"it has no 'settings'\): {RUN_AGAIN}",
+    ),
+    Fault("run.json without a setting", at("run.json", without("method")), load, rf"no 'method'\): {RUN_AGAIN}"),
+    Fault("run.json without a base", at("run.json", without("model")), load, rf"no 'model'\): {RUN_AGAIN}"),
+    Fault("run.json without an engine", at("run.json", without("engine")), load, rf"no 'engine'\): {RUN_AGAIN}"),
+    Fault(
+        "run.json without a count",
+        at("run.json", without("trainable_parameters")),
+        load,
+        rf"it has no 'trainable_parameters'\): {RUN_AGAIN}",
+    ),
+    Fault("run.json that is a list", at("run.json", text("[1]")), load, RUN),
+    Fault("run.json without keys, a recommender", at("run.json", text("{}")), recommender_of(MODEL), RUN),
+    Fault(
+        "base altered, for vLLM",
+        at("base/model.safetensors", shift_tensor),
+        load_vllm,
+        f"'{MODEL}' was trained on another base model than is there now: run notebook 03 again",
+    ),
+    Fault("other data, for vLLM", prepared_anew, load_vllm, f"'{MODEL}' was trained on another data than is there"),
+    Fault(
+        "adapter lacks a tensor, for vLLM",
+        at("adapter/adapter_model.safetensors", drop_tensor),
+        load_vllm,
+        r"adapter is damaged .* of .* parameters are there",
+    ),
+    Fault("run.json without keys, for vLLM", at("run.json", text("{}")), load_vllm, RUN),
     Fault(
         "base cut",
         at("base/model.safetensors", cut),
@@ -245,6 +314,76 @@ BASE = r"base is damaged or no such file .*: delete it and run notebook 03"
 def test_models_that_are_refused(fault, trained):
     fault.inject(trained)
     refused(lambda: fault.call(trained), fault.sentence, trained)
+
+
+OWN = "own--base"
+
+
+def train_on_a_directory(root):
+    """A base in a directory of one's own, as MODEL may be."""
+    if not (root / "own" / "base").exists():
+        shutil.copytree(root / "models" / MODEL / "base", root / "own" / "base")
+    finetuning.finetune(opened(root), f"{root}/own/base", QUICK, name=OWN)
+
+
+def load_own(root):
+    return language_models.load_finetuned(opened(root).paths, OWN)
+
+
+def test_a_base_of_ones_own_that_was_altered(trained):
+    """Only the bases that the course makes were compared."""
+    train_on_a_directory(trained)
+    right = load_own(trained)[0].state_dict()
+    shift_tensor(trained / "own" / "base" / "model.safetensors")
+    refused(lambda: load_own(trained), f"'{OWN}' was trained on another base model than is there now", trained)
+    shutil.rmtree(trained / "own")
+    train_on_a_directory(trained)
+    again = load_own(trained)[0].state_dict()
+    assert all((again[name] == right[name]).all() for name in right)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["another revision", "nothing cached"])
+def test_another_revision_of_a_base_of_the_hub(cached, trained, monkeypatch, tmp_path):
+    """The hub's models may change under their name; the cache knows which revision it holds."""
+    run = trained / "models" / MODEL / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"model": "nobody/nothing", "base model": "1a2b"}))
+    found = str(tmp_path / "snapshots" / "3c4d" / "config.json") if cached else None
+    monkeypatch.setattr(language_models, "try_to_load_from_cache", lambda source, name: found)
+    if cached:
+        refused(lambda: load(trained), f"'{MODEL}' was trained on another base model than is there now", trained)
+    else:
+        paths = opened(trained).paths
+        assert language_models.check_finetuned(paths, MODEL)[0] == paths.adapter(MODEL), "unknown is not another"
+
+
+FULL = dataclasses.replace(QUICK, method="full", learning_rate=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "sentence"),
+    [
+        ("model.safetensors", drop_tensor, r"adapter is damaged .* of .* parameters are there\): delete it and run"),
+        ("model.safetensors", cut, ADAPTER),
+        ("config.json", cut, ADAPTER),
+        ("tokenizer.json", cut, ADAPTER),
+    ],
+    ids=["a tensor gone", "cut", "settings cut", "tokenizer cut"],
+)
+def test_a_whole_model_that_is_not_whole(name, damage, sentence, trained):
+    """Of a model whose every parameter was trained, a missing tensor was drawn at random without a word."""
+    finetuning.finetune(opened(trained), MODEL, FULL)
+    path = trained / "models" / MODEL / "adapter" / name
+    right = path.read_bytes()
+    damage(path)
+    refused(lambda: load(trained), sentence, trained)
+    finetuning.finetune(opened(trained), MODEL, FULL)
+    load(trained)
+    assert path.read_bytes() == right
+
+
+def test_a_whole_model_is_not_for_vllm(trained):
+    finetuning.finetune(opened(trained), MODEL, FULL)
+    refused(lambda: load_vllm(trained), f"'{MODEL}' is no adapter but a whole model .*engine='transformers'", trained)
 
 
 def texts_of(root):

@@ -148,7 +148,7 @@ def test_results_without_their_header_are_one_line(toy_course, capsys):
     table.write_text("0.5,0.4,0.6\n")
     assert run(toy_course) == 2
     assert re.match(
-        r"course: .*results\.csv is damaged .*no column 'dataset'\): delete it and run notebook 02",
+        r"course: .*results\.csv is damaged .*it has no 'dataset'\): delete it and run notebook 02",
         capsys.readouterr().err,
     )
     table.unlink()
