@@ -21,6 +21,7 @@ EXPECTED = [
     "06_user_segments",
     "07_beyond_text",
     "08_scoreboard",
+    "09_in_the_shop",
 ]
 MAX_CELL_LINES = 30
 MAX_MEDIAN_LINES = 6
@@ -64,7 +65,7 @@ def parameter_names(path):
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_the_nine_notebooks_are_there():
+def test_the_ten_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == EXPECTED
 
 
