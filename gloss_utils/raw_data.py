@@ -92,7 +92,7 @@ def keep_users(interactions: pd.DataFrame, max_users: int, seed: int) -> pd.Data
 
 def prepare(
     dataset: str,  # sample, beauty, toys, sports, or a directory of one's own (with a slash)
-    raw_dir: str | Path | None = None,  # of the raw files, "" for the dataset's own raw/; missing ones are fetched
+    raw_dir: str | Path | None = None,  # of the raw files, "" for the dataset's own raw/
     data_dir: str | Path = "data",
     tie_order: str = "asin",  # of purchases of one instant: asin, shuffled or reverse
     max_users: int = 0,  # a seeded sample of so many users; 0 for all
@@ -134,13 +134,14 @@ def category_files(dataset: str, raw_dir: str | Path) -> tuple[Path, Path]:
 
 
 def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the two UCSD files of one category, downloaded first where they are missing."""
+    """Read the two UCSD files of one category; where one is missing, say how to get it."""
     files = category_files(dataset, raw)
+    folder = show(raw) if resolve(show(raw)) == raw else "FOLDER"
+    command = f"`python -m tools.download {dataset} --raw-dir {folder}` gets it, or set RAW_DIR to where it is"
     for path in files:
-        if not path.exists() and dataset == "sample":
-            raise FileNotFoundError(f"{path.name} is missing from {show(raw)}: it comes with the repository")
         if not path.exists():
-            raw_files.fetch(path, progress)
+            remedy = "it comes with the repository" if dataset == "sample" else command
+            raise FileNotFoundError(f"{path.name} is missing from {show(raw)}: {remedy}")
     reviews, broken = raw_files.read_reviews(files[0], progress)
     report.add("malformed lines in the reviews", reviews, broken.count, "; ".join(broken.examples))
     items, broken = raw_files.read_metadata(files[1], set(reviews["asin"].unique()), progress)

@@ -1,19 +1,13 @@
-"""The raw files: UCSD's reviews and metadata, tables of one's own, and fetching what is missing."""
+"""The raw files: UCSD's reviews and metadata, and tables of one's own."""
 
 import ast
 import gzip
-import http.client
 import json
-import multiprocessing
-import os
 import re
-import time
-import urllib.request
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +32,6 @@ COLUMN_ROLES = {"user": "user", "item": "item", "timestamp": "timestamp", "title
 # A number of seconds since 1970 stays below this until the year 5138; finer units are far above it.
 MAX_SECONDS = 100_000_000_000
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-
-# The hosts of McAuley's Amazon data of 2014, tried in this order.
-ADDRESSES = (
-    "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
-    "https://mcauleylab.ucsd.edu/public_datasets/data/amazon/categoryFiles/",
-)
-CHUNK_BYTES = 1 << 20
-TIMEOUT_SECONDS = 20
-PATIENCE_SECONDS, LEAST_PACE = 60, 1000  # after so long, a host that sent fewer bytes per second is given up
-GZIP_START = b"\x1f\x8b"
 
 
 @dataclass
@@ -250,66 +234,3 @@ def to_seconds(timestamps: pd.Series, time_format: str = "") -> pd.Series:
     if dated:
         return values.astype("datetime64[s, UTC]").astype("int64")
     return (pd.to_numeric(timestamps) // unit).astype("int64")
-
-
-def fetch(path: Path, progress: bool = True, addresses: tuple[str, ...] = ()) -> Path:
-    """Download one raw file, from the hosts of the dataset by default; resume where an earlier try stopped.
-
-    Instead of pooch: after a break it starts again from nothing, and these files are tens of megabytes to gigabytes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, addresses = path.with_name(path.name + ".part"), addresses or ADDRESSES
-    for address in addresses:
-        try:
-            _fetch_into(part, address + path.name, progress)
-            os.replace(part, path)
-            return path
-        except (OSError, http.client.HTTPException) as error:
-            reason = " ".join(str(error).split())  # a host that speaks no HTTP is quoted
-            if getattr(error, "code", 0) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                part.unlink()  # nothing beyond what is there, so that is not the beginning of this file
-    raise FileNotFoundError(
-        f"{path.name} is missing and could not be downloaded ({reason}): get it from {addresses[0]}{path.name} "
-        f"and put it in {show(path.parent)}, or set RAW_DIR to the folder that holds it"
-    )
-
-
-def _fetch_into(part: Path, address: str, progress: bool) -> None:
-    """Append what is missing, and check that it is gzip and as long as the host said."""
-    have = part.stat().st_size if part.exists() and _is_gzip(part) else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
-    with _ask(request) as response:
-        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        have = have if resumed else 0  # a host that ignores the range sends everything again
-        if "Content-Length" not in response.headers:
-            raise OSError("the host does not say how long the file is")
-        total, started, first = have + int(response.headers["Content-Length"]), time.monotonic(), have
-        with (
-            part.open("ab" if resumed else "wb") as out,
-            tqdm(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True, disable=not progress) as bar,
-        ):
-            while chunk := response.read1(CHUNK_BYTES):  # read() waits for a whole chunk, however slowly it drips
-                out.write(chunk)
-                bar.update(len(chunk))
-                seconds = time.monotonic() - started
-                if seconds > PATIENCE_SECONDS and out.tell() - first < LEAST_PACE * seconds:
-                    raise OSError(f"only {out.tell() - first} bytes came in {seconds:.0f} s")
-    if part.stat().st_size != total:
-        raise OSError(f"{part.stat().st_size} of {total} bytes came; run it again to resume")
-    if not _is_gzip(part):
-        raise OSError("what came is no gzip file")
-
-
-def _ask(request: urllib.request.Request):
-    """Wait `PATIENCE_SECONDS` for a whole header: urllib's own limit is for each byte, and a host may drip them."""
-    with ThreadPool(1) as pool:  # its thread ends with Python, and not after the last byte
-        answer = pool.apply_async(urllib.request.urlopen, (request,), {"timeout": TIMEOUT_SECONDS})
-        try:
-            return answer.get(PATIENCE_SECONDS)
-        except multiprocessing.TimeoutError:
-            raise OSError(f"no whole header came in {PATIENCE_SECONDS} s") from None
-
-
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == GZIP_START

@@ -1,9 +1,7 @@
-"""Reading the UCSD files, tables of one's own, and fetching: broken lines, damaged files, broken connections."""
+"""Reading the UCSD files and tables of one's own: broken lines, damaged files, wrong columns."""
 
 import gzip
-import http.server
 import json
-import threading
 
 import pandas as pd
 import pytest
@@ -254,79 +252,10 @@ def test_a_missing_user_is_an_error(tmp_path):
         raw_data.prepare(str(write_tables(tmp_path / "s", interactions=interactions)))
 
 
-CONTENT = raw_files.GZIP_START + bytes(range(256)) * 40
-
-
-class Host(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT, with ranges; the path says how it misbehaves."""
-
-    def do_GET(self):
-        wanted = self.headers.get("Range")
-        self.server.ranges.append(wanted)
-        if "missing" in self.path:
-            return self.send_error(404)
-        start = int(wanted.split("=")[1].rstrip("-")) if wanted and "norange" not in self.path else 0
-        if start >= len(CONTENT):
-            return self.send_error(416)
-        body = CONTENT[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if "cut" in self.path else body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def host():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    server.ranges = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def fetch(host, path, folder=""):
-    return raw_files.fetch(path, progress=False, addresses=(f"http://127.0.0.1:{host.server_port}/{folder}",))
-
-
-def test_a_file_is_fetched_under_its_own_name(host, tmp_path):
-    path = fetch(host, tmp_path / "raw" / "meta_Beauty.json.gz")
-    assert path.read_bytes() == CONTENT
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_broken_connection_is_resumed(host, tmp_path):
-    path = tmp_path / "meta_Beauty.json.gz"
-    with pytest.raises(FileNotFoundError, match="bytes came"):
-        fetch(host, path, "cut/")
-    assert not path.exists(), "half a file never lies under the final name"
-    half = (tmp_path / "meta_Beauty.json.gz.part").stat().st_size
-    assert 0 < half < len(CONTENT)
-    assert fetch(host, path).read_bytes() == CONTENT
-    assert host.ranges[-1] == f"bytes={half}-"
-
-
-def test_a_host_without_ranges_starts_again(host, tmp_path):
-    path = tmp_path / "meta_Beauty.json.gz"
-    path.with_name(path.name + ".part").write_bytes(CONTENT[:2] + b"old half")
-    assert fetch(host, path, "norange/").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("part", [b"", CONTENT + b"!"], ids=["nothing there yet", "a part longer than the file"])
-def test_the_next_host_is_tried(host, tmp_path, part):
-    """A part that the host has nothing beyond of (416) would have been asked for again for ever."""
-    base = f"http://127.0.0.1:{host.server_port}/"
-    path = tmp_path / "meta_Beauty.json.gz"
-    path.with_name(path.name + ".part").write_bytes(part)
-    assert raw_files.fetch(path, False, (base + ("" if part else "missing/"), base)).read_bytes() == CONTENT
-
-
-def test_offline_says_which_file_to_put_where(monkeypatch, tmp_path):
-    monkeypatch.setattr(raw_files, "ADDRESSES", ("http://127.0.0.1:9/",))  # nobody listens there
-    with pytest.raises(
-        FileNotFoundError, match=r"reviews_Beauty_5.json.gz is missing .* put it in raw, or set RAW_DIR"
-    ):
-        raw_data.prepare("beauty", data_dir=tmp_path, progress=False)
+@pytest.mark.parametrize("inside", [True, False], ids=["in the project", "elsewhere"])
+def test_a_missing_raw_file_is_one_sentence_with_the_command(tmp_path, inside):
+    """In a notebook `prepare` began to download; the runner does that now, and `prepare` names the command."""
+    data_dir, folder = ("not_here", "not_here/beauty/raw") if inside else (tmp_path, "FOLDER")
+    command = rf"`python -m tools\.download beauty --raw-dir {folder}` gets it, or set RAW_DIR to where it is"
+    with pytest.raises(FileNotFoundError, match=rf"reviews_Beauty_5\.json\.gz is missing from .*raw: {command}"):
+        raw_data.prepare("beauty", data_dir=data_dir, progress=False)

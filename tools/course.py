@@ -23,7 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 from gloss_utils import paths
 from gloss_utils.metrics import name_systems, read_results
 from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, check_choice, digest, write_atomically
-from tools import pages
+from tools import download, pages
 
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
 OPENING = "00_start_here"  # shows a recommendation by the model of a later notebook
@@ -340,6 +340,8 @@ def run(arguments: argparse.Namespace) -> int:
     out_dir = paths.resolve(arguments.out) / f"{dataset.dataset}-{arguments.profile}"
     chosen = select(notebooks, arguments.only, arguments.start)
     with locked(dataset):
+        if any(notebook.stem[:2] in ("00", "01") for notebook in chosen):  # they read the raw files
+            download.fetch_missing(given.get("DATASET", "sample"), raw_dir)
         state, prints = CourseState(dataset), fingerprints(notebooks, parameters, raw_dir)
         outcomes = []
         for notebook in order(chosen, dataset, given.get("MODEL", "tiny-llama"), out_dir):

@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 from injected import cut, empty, files, refused
 
-from gloss_utils import metrics, paths, raw_data, raw_files, splits
-from tools import course
+from gloss_utils import metrics, paths, splits
+from tools import course, download
 
 ROOT = paths.PROJECT_ROOT
 PARAMETERS = "DATASET: str = 'toy'\nDATA_DIR: str = 'data'\nSTEPS: int = 3\nSHARE: float = 0.5\nRESUME: bool = True"
@@ -345,16 +345,16 @@ BY_HAND = rf"get it from http.*{NAME} and put it in raw, or set RAW_DIR to the f
 )
 def test_hosts_that_misbehave(way, stale, reason, host, tmp_path, monkeypatch):
     """A host that dripped, or did not say how much there is, was waited for without an end."""
-    monkeypatch.setattr(raw_files, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(raw_files, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(download, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.5)
     path = tmp_path / "raw" / NAME
     path.parent.mkdir()
     if stale:
         path.with_name(NAME + ".part").write_bytes(stale)
     started = time.monotonic()
-    refused(lambda: raw_files.fetch(path, False, (f"{host}{way}/",)), rf"{NAME} is missing .*{reason}.*: {BY_HAND}")
+    refused(lambda: download.fetch(path, (f"{host}{way}/",)), rf"{NAME} is missing .*{reason}.*: {BY_HAND}")
     assert time.monotonic() - started < 10 and not path.exists()
-    assert raw_files.fetch(path, False, (f"{host}good/",)).read_bytes() == CONTENT
+    assert download.fetch(path, (f"{host}good/",)).read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -362,18 +362,18 @@ def test_a_stale_page_is_not_continued(host, tmp_path):
     """HTML of an earlier try was taken for the beginning of the file."""
     path = tmp_path / NAME
     path.with_name(NAME + ".part").write_bytes(b"<html>404</html>")
-    assert raw_files.fetch(path, False, (f"{host}good/",)).read_bytes() == CONTENT
+    assert download.fetch(path, (f"{host}good/",)).read_bytes() == CONTENT
 
 
 def test_the_second_host_is_asked(host, tmp_path):
     addresses = tuple(f"{host}{way}/" for way in ("404", "page", "nolength", "good"))
-    assert raw_files.fetch(tmp_path / NAME, False, addresses).read_bytes() == CONTENT
+    assert download.fetch(tmp_path / NAME, addresses).read_bytes() == CONTENT
 
 
 def test_no_network(monkeypatch, tmp_path):
-    monkeypatch.setattr(raw_files, "ADDRESSES", ("http://127.0.0.1:9/",))  # nobody listens there
+    monkeypatch.setattr(download, "ADDRESSES", ("http://127.0.0.1:9/",))  # nobody listens there
     refused(
-        lambda: raw_data.prepare("beauty", data_dir=tmp_path, progress=False),
+        lambda: download.fetch_missing("beauty", tmp_path / "raw"),
         r"reviews_Beauty_5\.json\.gz is missing",
     )
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
