@@ -58,6 +58,12 @@ def test_a_step_that_the_processes_cannot_share_is_refused():
         finetune.share_batches(STEPS, 3)
 
 
+def test_a_launcher_that_divides_the_model_is_refused():
+    finetune.check_launcher({"ACCELERATE_USE_CPU": "true"})
+    with pytest.raises(ValueError, match="FSDP is not supported: launch with --multi_gpu"):
+        finetune.check_launcher({"ACCELERATE_USE_FSDP": "true"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["shuffled", "by_length"])
 def test_two_processes_train_what_one_trains(prepared, order):

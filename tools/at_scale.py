@@ -154,7 +154,7 @@ def recommend(job: Job) -> Path:
     if len(waiting) < count:
         print(f"going on: {count - len(waiting)} of {count} batches are done")
     if waiting and job.workers:
-        run_workers(job, count)
+        run_workers(job)
     elif waiting:
         work_alone(job, waiting)
     join_parts(job, count, final)
@@ -233,7 +233,7 @@ def work_alone(job: Job, waiting: list[int]) -> None:
         print(f"  {done:,} of {len(waiting):,} batches", flush=True)
 
 
-def run_workers(job: Job, blocks: int) -> None:
+def run_workers(job: Job) -> None:
     """Let Ray's workers do the missing batches: an actor each, which loads the model once.
 
     A worker that dies is started again by Ray, and its batch goes to a living one. Ray Data's own checkpoints are not
@@ -243,13 +243,11 @@ def run_workers(job: Job, blocks: int) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
 
-    if "RAY_ADDRESS" in os.environ:
-        ray.init()
-    else:
-        ray.init(num_cpus=job.workers * job.threads + 1, num_gpus=job.gpus * job.workers or None)  # one to read
+    here = {"num_cpus": job.workers * job.threads + 1, "num_gpus": job.gpus * job.workers or None}  # one more to read
+    ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else here))
     try:
-        work = ray.data.read_parquet(str(job.folder / "work.parquet"), override_num_blocks=blocks)
-        done = work.map_batches(
+        work = ray.data.read_parquet(str(job.folder / "work.parquet"))
+        done = work.repartition(target_num_rows_per_block=1).map_batches(  # else one file goes to one worker
             Worker,
             fn_constructor_args=[job],
             batch_size=1,

@@ -13,6 +13,7 @@ import argparse
 import ast
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,16 @@ def read_parameters(profile: str, given: dict[str, str]) -> dict:
     profiled = {name: value for name, value in course.read_profile(profile).items() if name in cell}
     defaults = {name: ast.literal_eval(found["default"]) for name, found in cell.items()}
     return defaults | course.check_parameters(profiled | given, types)
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Refuse a launcher that divides the model itself: what is saved would be one process's share of it.
+
+    accelerate runs FSDP and DeepSpeed on GPUs only, so neither could be tried where this was written.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ValueError(f"{name} is not supported: launch with --multi_gpu, a whole model on each GPU")
 
 
 def share_batches(settings: TrainingSettings, processes: int) -> None:
@@ -107,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     given = {"DATASET": arguments.dataset, "MODEL": arguments.model, "DATA_DIR": arguments.data_dir}
     given = {name: value for name, value in given.items() if value} | dict(arguments.set)
     try:
+        check_launcher(os.environ)
         parameters = read_parameters(arguments.profile, given)
         finetune(parameters, parameters["DATA_DIR"], arguments.name)
     except (ValueError, FileNotFoundError) as error:
