@@ -12,9 +12,10 @@ import argparse
 import ast
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import keep_measured
 import nbformat
@@ -210,7 +211,7 @@ def beyond_accuracy(items: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure_last(prepared: splits.Prepared, vectors: np.ndarray, index: BM25Index) -> pd.DataFrame:
+def measure_last(prepared: splits.Prepared, vectors: np.ndarray, index: BM25Index) -> Iterator[pd.DataFrame]:
     """The systems under leave-last-out, and what that split leaks."""
     ids = splits.user_bounds(prepared.interactions)[0].astype(str)
     shorter, held_out = fusion.extend_validation(prepared)
@@ -228,7 +229,7 @@ def measure_last(prepared: splits.Prepared, vectors: np.ndarray, index: BM25Inde
     chosen = count(LAST, "weights", "fused", len(task), **weights["fused"])
     facts = count(LAST, "all", "data", len(task), later=later.mean(), same_day=same_day.mean(), cold=cold.mean())
     parts = {"all": same_day | True, "target on the last known day": same_day, "target on a later day": ~same_day}
-    return pd.concat([*(describe(LAST, part, keep(per_user, rows)) for part, rows in parts.items()), facts, chosen])
+    yield pd.concat([*(describe(LAST, part, keep(per_user, rows)) for part, rows in parts.items()), facts, chosen])
 
 
 def keep(per_user: Mapping[str, pd.DataFrame], rows: np.ndarray) -> dict[str, pd.DataFrame]:
@@ -236,8 +237,8 @@ def keep(per_user: Mapping[str, pd.DataFrame], rows: np.ndarray) -> dict[str, pd
     return {name: table[rows] for name, table in per_user.items()}
 
 
-def measure_time(past: Past, interactions: pd.DataFrame, vectors, index: BM25Index, share: float) -> pd.DataFrame:
-    """The systems under one date: all users, parts of them, months, and what lies beyond accuracy."""
+def measure_time(past: Past, interactions, vectors, index: BM25Index, share: float) -> Iterator[pd.DataFrame]:
+    """The systems under one date, a piece after the other: users, lists, months, what others' future is worth."""
     shorter, held_out = hold_out(past)
     weights = {"fused": weights_by_date(past, interactions, vectors, share)}
     weights[OF_LAST] = weights_of(shorter, held_out, vectors, past.days)
@@ -248,13 +249,25 @@ def measure_time(past: Past, interactions: pd.DataFrame, vectors, index: BM25Ind
     cold, lengths = counts[test.targets] == 0, np.array([len(items) for items in test.seen_items])
     parts = {"all": cold | True, "target bought before": ~cold, "target never bought": cold}
     parts |= {"one purchase": lengths == 1, "two or more": lengths > 1}
-    rows = [describe(TIME, part, keep(per_user, kept)) for part, kept in parts.items() if kept.sum() >= LEAST_USERS]
-    rows.append(measure_months(past, interactions, fitted, per_user))
-    rows.append(measure_knowing_others(past, interactions, fitted, per_user["fused"]))
+    yield pd.concat(
+        describe(TIME, part, keep(per_user, kept)) for part, kept in parts.items() if kept.sum() >= LEAST_USERS
+    )
+    yield measure_lists(past, ranked, weights)
+    yield measure_months(past, interactions, fitted, per_user)
+    yield measure_knowing_others(past, interactions, fitted, per_user["fused"])
+
+
+def measure_lists(past: Past, ranked: Mapping[str, np.ndarray], weights: Mapping[str, dict]) -> pd.DataFrame:
+    """What is cold, what newcomers find, the fused weights, and what lies beyond accuracy."""
+    counts, test = past.counts, past.test
     best = baselines.most_popular(test.take(np.zeros(1, dtype=int)), counts)
     popular = evaluate(np.repeat(best, len(past.newcomers), axis=0), past.newcomers)
-    rows.append(describe(TIME, "no purchase", {"most popular": popular}))
-    facts = {"cold": cold.mean(), "cold of newcomers": (counts[past.newcomers] == 0).mean(), "date": past.date}
+    rows = [describe(TIME, "no purchase", {"most popular": popular})]
+    facts = {
+        "cold": (counts[test.targets] == 0).mean(),
+        "cold of newcomers": (counts[past.newcomers] == 0).mean(),
+        "date": past.date,
+    }
     rows.append(count(TIME, "all", "data", len(test), **facts))
     rows += [count(TIME, "weights", name, len(test), **chosen) for name, chosen in weights.items()]
     for name, items in ranked.items():
@@ -382,16 +395,17 @@ def main() -> None:
     past = split_at(interactions, prepared.catalog, find_date(interactions, options.share))
     again = prepared.item_numbers(past.catalog["asin"])
     mine = vectors[again], BM25Index(past.catalog["text"].tolist())
-    if options.sasrec:
-        rows = measure_sasrec(past, interactions, mine[0], options.share, options.sasrec)
-    else:
-        last = measure_last(prepared, vectors, BM25Index(texts))
-        rows = pd.concat([last, measure_time(past, interactions, *mine, options.share)])
-    rows = rows.assign(dataset=options.dataset)[[*KEYS, "value", "low", "high", "num_users"]]
-    print(rows[rows["metric"].isin(["recall@5", "coverage@10", "same_day"])].round(4).to_string(index=False))
     command = f"python benchmarks/measure_time_split.py --dataset {options.dataset} --raw-dir RAW_DIR"
     command += f" --sasrec {options.sasrec}" if options.sasrec else ""
-    keep_measured.keep(MEASURED, rows, KEYS, command, f"ties by asin; {options.share:.0%} before the date")
+    if options.sasrec:
+        pieces = [measure_sasrec(past, interactions, mine[0], options.share, options.sasrec)]
+    else:
+        last = measure_last(prepared, vectors, BM25Index(texts))
+        pieces = chain(measure_time(past, interactions, *mine, options.share), last)
+    for rows in pieces:  # kept as they come: a run that is stopped has written what it knew
+        rows = rows.assign(dataset=options.dataset)[[*KEYS, "value", "low", "high", "num_users"]]
+        print(rows[rows["metric"].isin(["recall@5", "coverage@10", "same_day"])].round(4).to_string(index=False))
+        keep_measured.keep(MEASURED, rows, KEYS, command, f"ties by asin; {options.share:.0%} before the date")
 
 
 if __name__ == "__main__":
