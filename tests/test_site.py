@@ -16,12 +16,15 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 STEMS = ["index", *sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = 390  # pixels
+READ_WHOLE = ("00", "05", "08")  # elsewhere a table of five intervals may scroll in its box
 # A browser window has a minimal width, a frame has none. What the frame shows is written into the title.
 FRAME = """<!doctype html><body><iframe src="/{page}" width="390" height="900" style="border:0"></iframe><script>
 document.querySelector("iframe").addEventListener("load", (event) => {{
   const page = event.target.contentDocument, seen = event.target.contentWindow.innerWidth;
   const broken = [...page.images].filter((image) => !image.naturalWidth).length;
-  document.title = `width ${{seen}} wide ${{page.documentElement.scrollWidth - seen}} broken ${{broken}}`; }});
+  const cut = [...page.querySelectorAll("table, .output pre")].filter((box) => box.scrollWidth > box.clientWidth + 1);
+  const wide = page.documentElement.scrollWidth - seen;
+  document.title = `width ${{seen}} wide ${{wide}} broken ${{broken}} cut ${{cut.length}}`; }});
 </script></body>"""
 
 
@@ -68,7 +71,11 @@ def browse(url: str, profile: Path) -> tuple[str, str]:
     """Open a page in headless Chromium: its document after loading, and what the browser said."""
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     quiet += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"]
-    seen = ["--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    seen = [
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]
     seen += ["--virtual-time-budget=5000", "--dump-dom"]
     done = subprocess.run([CHROMIUM, *quiet, *seen, url], capture_output=True, text=True, timeout=120)
     return done.stdout, done.stderr
@@ -79,11 +86,13 @@ def test_reads_on_a_phone_without_an_error(address, tmp_path, stem):
     """Pages loaded scripts from another host, showed broken images, and ran off a phone's screen."""
     Server.missing.clear()
     document, said = browse(f"{address}/phone/{stem}.html", tmp_path)
-    found = re.search(r"<title>width (\d+) wide (-?\d+) broken (\d+)</title>", document)
+    found = re.search(r"<title>width (\d+) wide (-?\d+) broken (\d+) cut (\d+)</title>", document)
     assert found, said[-2000:]
     assert int(found[1]) == PHONE
     assert int(found[2]) <= 0, f"{found[2]} pixels wider than a phone"
     assert found[3] == "0", "broken images"
+    if stem[:2] in READ_WHOLE:
+        assert found[4] == "0", "a table or printed lines that a phone shows in part"
     assert Server.missing == []
     assert [line for line in said.splitlines() if "CONSOLE" in line] == []
 
@@ -98,6 +107,15 @@ def test_leads_nowhere_that_is_not_there(site, stem):
         assert not target or (site / target).exists(), link
         assert target or not anchor or anchor in anchors, link
     assert not re.search(r'(src|rel="stylesheet" href)="https?://', page) and "<script" not in page
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_answers_are_folded(site, stem):
+    """Each answer stood open below its own fold: nbconvert had closed the fold before it."""
+    page = (site / f"{stem}.html").read_text()
+    folds = re.findall(r"<summary>Answer</summary>(.*?)</details>", page, re.S)
+    assert all(re.search(r"\w", re.sub("<[^>]*>", "", fold)) for fold in folds)
+    assert page.count("<summary>Answer</summary>") == len(folds) and (folds or stem == "index")
 
 
 def test_markup_in_a_title_stays_text(tmp_path):

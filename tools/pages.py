@@ -58,6 +58,16 @@ def clean_output(output: nbformat.NotebookNode, count: int) -> nbformat.Notebook
     return output
 
 
+def fold_tables(body: str) -> str:
+    """Say where a narrow screen may fold a table's cells: after a name's underscore, and not within an interval.
+
+    >>> fold_tables("<th>list_length</th><td>0.5 [0.4, 0.6]</td>")
+    '<th>list_<wbr>length</th><td>0.5 [0.4,&nbsp;0.6]</td>'
+    """
+    body = re.sub(r"<t[hd][^>]*>[^<]*", lambda m: re.sub(r"(?<=\w)_(?=\w)(?![^<>]*>)", "_<wbr>", m[0]), body)
+    return re.sub(r"\[(-?[\d.]+), (-?[\d.]+)\](?=</td>)", r"[\1,&nbsp;\2]", body)
+
+
 def title_of(notebook: nbformat.NotebookNode) -> str:
     """The first heading; empty where there is none."""
     headings = re.findall(r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
@@ -123,12 +133,16 @@ def write_page(executed: Path, target: Path | None = None, pages: list[tuple[str
     about["navigation"] = navigation(list(pages), executed.stem)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = to_mathml(cell.source.replace("](../figures/", "](figures/"))
+            cell.source = re.sub(
+                r"(?<=\]\()\.\./figures/([^)]+\.png)", lambda m: _embedded(m[1]), to_mathml(cell.source)
+            )
             cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
-    exporter = HTMLExporter(template_name="course", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
-    origin = {"metadata": {"name": executed.stem, "path": str(PROJECT_ROOT)}, "page": about}
+    # Not nbconvert's `embed_images`: it closes each piece of HTML by itself, and so unfolds the exercises' answers.
+    exporter = HTMLExporter(template_name="course", extra_template_basedirs=[str(TEMPLATES)])
+    origin = {"metadata": {"name": executed.stem}, "page": about}
     body, _ = exporter.from_notebook_node(notebook, resources=origin)
-    return write_atomically(target or executed.with_suffix(".html"), lambda temporary: temporary.write_text(body))
+    page = fold_tables(body)
+    return write_atomically(target or executed.with_suffix(".html"), lambda temporary: temporary.write_text(page))
 
 
 def write_site(out_dir: Path, site: Path) -> Path:
@@ -151,14 +165,17 @@ def write_site(out_dir: Path, site: Path) -> Path:
     return site / "index.html"
 
 
+def _embedded(figure: str) -> str:
+    """The address of a picture under `figures/` that is in the page itself."""
+    return "data:image/png;base64," + base64.b64encode((PROJECT_ROOT / "figures" / figure).read_bytes()).decode()
+
+
 def _picture(path: str, description: str) -> str:
     """A tracked figure, in the page itself; nothing where it is not there."""
-    file = PROJECT_ROOT / "figures" / path
-    if not file.exists():
+    if not (PROJECT_ROOT / "figures" / path).exists():
         return ""
-    data = base64.b64encode(file.read_bytes()).decode()
     words = html.escape(description)
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}"><figcaption>{words}</figcaption></figure>'
+    return f'<figure><img alt="{words}" src="{_embedded(path)}"><figcaption>{words}</figcaption></figure>'
 
 
 def _goal(notebook: nbformat.NotebookNode) -> str:
