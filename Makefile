@@ -13,7 +13,7 @@ SETTINGS = --profile "$(PROFILE)" -p DATASET "$(DATASET)" -p MODEL "$(MODEL)" $(
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup course test lab lint bench check-vllm check-scale publish site clean
+.PHONY: help setup course test lab shop lint bench check-vllm check-scale publish site clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: setup  ## all tests, the course on the smoke profile included
 
 lab: setup  ## open the notebooks in JupyterLab
 	JUPYTER_CONFIG_PATH=tools/jupyter $(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ARGS)
+
+shop: setup  ## two systems' lists side by side, a page on this machine: DATASET=, MODEL=, ARGS='--port 8001'
+	$(PY) -m tools.shop --dataset "$(DATASET)" --model "$(MODEL)" $(ARGS)
 
 lint: setup  ## ruff over the package, the tools, the tests and the notebooks
 	$(PY) -m ruff check .
