@@ -1,4 +1,4 @@
-"""Search a catalog by sentence vectors: exact in blocks, or approximate with FAISS."""
+"""Search a catalog by sentence vectors, exactly and in blocks."""
 
 import importlib.resources
 from collections.abc import Sequence
@@ -103,19 +103,14 @@ def _encode_distinct(texts: list[str], encoder: str, dtype: str) -> np.ndarray:
 
 
 class DenseIndex(Index):
-    """Cosine similarity between sentence vectors; exact, or `hnsw` (FAISS, approximate, for large catalogs).
+    """Cosine similarity between sentence vectors. Chapter 05 puts FAISS's graph over them, for large catalogs.
 
     E5 was trained with the prefixes "query: " and "passage: "; the paper used none. `vectors`: of the texts, where
     they are known.
     """
 
-    ef_search = 128  # the candidates that an `hnsw` search keeps open
-
-    def __init__(
-        self, texts, encoder="minilm", engine="exact", cache_dir=None, query_prefix="", item_prefix="", vectors=None
-    ):
+    def __init__(self, texts, encoder="minilm", cache_dir=None, query_prefix="", item_prefix="", vectors=None):
         super().__init__(texts)
-        self.engine = check_choice(engine, ["exact", "hnsw"], "dense engine")
         self.encoder, self.cache_dir = encoder, cache_dir
         self.query_prefix, self.same_prefix = query_prefix, query_prefix == item_prefix
         unique, self._inverse = distinct(self.texts)
@@ -123,8 +118,6 @@ class DenseIndex(Index):
         known = None if vectors is None else vectors[np.unique(self._inverse, return_index=True)[1]]
         self._unique_vectors = self._encode(unique, item_prefix) if known is None else known
         self.vectors = self._unique_vectors[self._inverse]
-        if engine == "hnsw":
-            self.graph = build_hnsw(self.vectors)
 
     def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
         return encode([prefix + text for text in texts], self.encoder, self.cache_dir)
@@ -144,29 +137,8 @@ class DenseIndex(Index):
 
     def _search(self, queries: list[str], k: int) -> Hits:
         vectors = self.encode_queries(queries)
-        if self.engine == "hnsw":
-            return search_hnsw(self.graph, vectors, k, self.ef_search)
         parts = [top_k(self.scores(vectors[rows]), k) for rows in blocks(len(queries), len(self.texts))]
         return Hits(*map(np.concatenate, zip(*parts)))
-
-
-def build_hnsw(vectors: np.ndarray) -> "faiss.IndexHNSWFlat":  # noqa: F821
-    """Link unit vectors [num_items, dimensions] into FAISS's small-world graph (inner product)."""
-    import faiss
-
-    graph = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = 200
-    graph.add(np.ascontiguousarray(vectors))
-    return graph
-
-
-def search_hnsw(graph: "faiss.IndexHNSWFlat", vectors: np.ndarray, k: int, ef_search: int) -> Hits:  # noqa: F821
-    """Search the graph; near the end of a list it may miss an item that exact search finds."""
-    graph.hnsw.efSearch = max(ef_search, k)
-    scores, items = graph.search(np.ascontiguousarray(vectors), k)
-    order = np.lexsort((items, -scores))  # equal scores: the lower item number first
-    items, scores = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
-    return Hits(items.astype(np.int64), np.where(items < 0, -np.inf, scores).astype(np.float32))
 
 
 def build_index(name: str, texts: Sequence[str], encoder: str = "minilm", cache_dir=None, vectors=None) -> Index:

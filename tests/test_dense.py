@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gloss_utils import dense
-from gloss_utils.dense import DenseIndex, build_hnsw, encode, search_hnsw
-from gloss_utils.retrieval import top_k
+from gloss_utils.dense import DenseIndex, encode
 
 TEXTS = ["Title: Rose Soap", "Title: Mint Toner", "Title: Rose Soap", "Title: A Wooden Comb for Beards, 2 Pack"]
 
@@ -62,14 +61,12 @@ def test_parameters_that_are_not_upstreams_are_refused(tmp_path):
         dense.check_sha256(directory, dense.MINILM_SHA256)
 
 
-def test_encoders_and_engines_that_cannot_be_had(monkeypatch):
+def test_encoders_that_cannot_be_had(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="unknown encoder 'minilmm': did you mean 'minilm'"):
         encode(["a"], encoder="minilmm")
     with pytest.raises(ValueError, match="'nobody/no-such-encoder' cannot be loaded"):
         encode(["a"], encoder="nobody/no-such-encoder")
-    with pytest.raises(ValueError, match="unknown dense engine 'hnws': did you mean 'hnsw'"):
-        DenseIndex(TEXTS, engine="hnws")
 
 
 def test_dense_search_is_a_plain_sort_of_cosines(full_precision):
@@ -85,16 +82,3 @@ def test_e5_prefixes_are_put_before_the_texts(full_precision):
     np.testing.assert_allclose(prefixed.vectors, encode(["passage: " + text for text in TEXTS]), atol=1e-5)
     np.testing.assert_allclose(prefixed.encode_queries([TEXTS[0]]), encode(["query: " + TEXTS[0]]), atol=1e-5)
     assert not np.allclose(prefixed.vectors, encode(TEXTS), atol=1e-3)
-
-
-def test_hnsw_finds_what_exact_search_finds():
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((2000, 32)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    approximate = search_hnsw(build_hnsw(vectors), vectors[:100], 10, ef_search=200)
-    exact = top_k(vectors[:100] @ vectors.T, 10)
-    shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(approximate.items, exact.items)])
-    assert shared > 0.95
-    assert (approximate.items[:, 0] == np.arange(100)).all()
-    index = DenseIndex(TEXTS, engine="hnsw")  # equal texts: the lower number first
-    assert index.search([TEXTS[2]], 9).items[0].tolist()[:2] == [0, 2]

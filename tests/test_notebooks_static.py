@@ -38,7 +38,7 @@ IN_THE_OPEN = {
         "AutoModelForCausalLM.from_pretrained(",
     ],
     "04_generation_strategies": ["num_beams=", "do_sample=True", "temperature=", "top_p="],
-    "05_retrieval_and_ranking": ["retriv"],
+    "05_retrieval_and_ranking": ["retriv", "faiss.IndexHNSWFlat("],
 }
 MAX_BYTES = 500_000
 MACHINE_PATH = re.compile(r"(^|[^a-zA-Z0-9_.])/(home|root|tmp|work|Users|mnt|opt)/[a-zA-Z0-9_.-]+")

@@ -88,11 +88,6 @@ def fault(what, call, sentence):
         "an unknown retriever", lambda _: dense.build_index("bm52", TEXTS), "unknown retriever 'bm52': did you mean"
     ),
     fault(
-        "an unknown dense engine",
-        lambda _: dense.DenseIndex(TEXTS, engine="hnws"),
-        "engine 'hnws': did you mean 'hnsw'",
-    ),
-    fault(
         "an unknown encoder",
         lambda _: dense.load_encoder("minilmm", "float32"),
         "unknown encoder 'minilmm': did you mean 'minilm'",
