@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -146,7 +145,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
             temporary = Path(scratch) / path.name
             write(temporary)
             if path.is_dir():
-                shutil.rmtree(path)
+                path.rename(Path(scratch) / "before")  # removed with the rest, and never half there
             os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
@@ -160,6 +159,8 @@ def read_file(path: Path, read: Callable[[Path], Any], remedy: str) -> Any:
         return read(path)
     except Exception as error:  # each library has its own
         words = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, OSError) and error.filename:  # without the folders of this machine
+            words = f"{Path(error.filename).name}: {error.strerror}"
         reason = " ".join(words.split())[:120] or type(error).__name__
         raise ValueError(f"{show(path)} is damaged or no such file ({reason}): {remedy}") from error
 

@@ -203,10 +203,11 @@ def _read_table(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
     return table[columns].copy()
 
 
-def to_seconds(timestamps: pd.Series, time_format: str = "") -> pd.Series:
+def to_seconds(timestamps: pd.Series, time_format: str = "", place: str = "the interactions") -> pd.Series:
     """Turn ISO dates, or seconds, milliseconds (or finer) since 1970, or text of these into int64 seconds.
 
-    `time_format` says what other dates are like ("%d.%m.%Y"), or the unit of the numbers ("s", "ms", "us", "ns").
+    `time_format` says what other dates are like ("%d.%m.%Y"), or the unit of the numbers ("s", "ms", "us", "ns");
+    `place` names for a message where they stand.
 
     >>> to_seconds(pd.Series(["2014-07-23", "2014-07-24"])).tolist()
     [1406073600, 1406160000]
@@ -228,9 +229,9 @@ def to_seconds(timestamps: pd.Series, time_format: str = "") -> pd.Series:
             wrong |= numbers.between(19_900_101, 21_001_231).all() | (unit > 1) & (seconds * 1000 <= MAX_SECONDS)
     if wrong.any():
         row = int(np.argmax(wrong.to_numpy()))
-        where = f"timestamp {timestamps.iloc[row]!r} in row {row + 1} of the interactions"
-        remedy = "use seconds or dates such as 2014-07-23, or say time_format (TIME_FORMAT in notebook 01)"
-        raise ValueError(f"{where} cannot be read with certainty: {remedy}")
+        where = f"timestamp {timestamps.tolist()[row]!r} in row {row + 1} of {place} cannot be read with certainty"
+        other = ", or say time_format (TIME_FORMAT in notebook 01)" if place == "the interactions" else ""
+        raise ValueError(f"{where}: use seconds or dates such as 2014-07-23{other}")
     if dated:
         return values.astype("datetime64[s, UTC]").astype("int64")
     return (pd.to_numeric(timestamps) // unit).astype("int64")
