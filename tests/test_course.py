@@ -299,7 +299,7 @@ def test_a_long_silent_cell_says_that_it_is_running(toy_course, capsys, monkeypa
 
 def test_pictures_in_the_text_are_in_the_page(tmp_path):
     """A picture in a notebook's text was a broken link in the page, which lies in another folder."""
-    picture = "![loss](../figures/beauty/03_loss.png)"
+    picture = "![loss](../figures/beauty/07_ties.png)"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(picture)])
     nbformat.write(notebook, tmp_path / "03.ipynb")
     page = pages.write_page(tmp_path / "03.ipynb").read_text()
