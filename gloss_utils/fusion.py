@@ -7,7 +7,7 @@ No test item takes part in either.
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple, Protocol
 
@@ -227,20 +227,6 @@ def fit_signals(
         "popularity": lambda: Popularity(baselines.item_counts(histories, num_items)),
     }
     return {name: fits[check_choice(name, FUSION, "signal")]() for name in names}
-
-
-def extend_signals(signals: dict[str, Signal], vectors: np.ndarray) -> dict[str, Signal]:
-    """The fitted signals over a catalog with more items at its end, which nobody has bought: no count changes."""
-    num_items, extended = len(vectors), dict(signals)
-    for name, signal in signals.items():
-        if name == "text":
-            extended[name] = replace(signal, matrices=(vectors, vectors.T))
-        elif isinstance(signal, Popularity):
-            extended[name] = Popularity(np.pad(signal.counts, (0, num_items - len(signal.counts))))
-        else:
-            for matrix in signal.matrices:
-                matrix.resize((num_items, num_items))  # in place: empty rows and columns
-    return extended
 
 
 def explain(signals: Mapping[str, Signal], weights: Mapping[str, float], task: Task, items: np.ndarray) -> list[str]:

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from . import fusion, prompts
+from . import fusion, paths, prompts
 from .baselines import item_counts, keep_unseen
 from .dense import RETRIEVERS, build_index, encode
-from .paths import check_choice, check_number, file_sha256, read_file, read_json, resolve, show, write_atomically
+from .paths import check_choice, check_number, file_sha256
 from .ranking import POLICIES, rank_with_scores
 from .raw_data import clean_title
 from .raw_files import to_seconds
@@ -31,6 +31,7 @@ SYSTEMS = ("most-popular", "lis", "star", "fused", "texts", "fused + texts")
 DEPTH = 20  # hits per text
 NEAR = 0.85  # how alike a misspelt title and a title of the catalog must be, 0 to 1
 ASIN = re.compile(r"[A-Z0-9]{10}")
+HALF = "[\ud800-\udfff]"  # of a pair of surrogates: no text of its own, and nothing can write it
 COLUMNS = ["rank", "asin", "title", "score", "text"]
 REASONS = {
     "text": "its title is close to '{}'",
@@ -56,9 +57,7 @@ class Visitor(NamedTuple):
     notes: list[str]  # what had to be adjusted
 
 
-Found = tuple[
-    np.ndarray, np.ndarray, list[str], list[str]
-]  # a visitor's items, scores, texts and reasons, best first
+Found = tuple[np.ndarray, np.ndarray, list[str], list[str]]  # items, scores, texts, reasons; best first
 
 
 @dataclass
@@ -134,18 +133,12 @@ class Recommender:
     @classmethod
     def _fit(cls, settings, catalog, purchases, vectors, weights, prepared) -> "Recommender":
         """Index and count; open the language model where the system needs one."""
-        system, texts, histories, signals = settings["system"], catalog["text"].tolist(), list(purchases["items"]), {}
+        system, policy, texts = settings["system"], settings["policy"], catalog["text"].tolist()
         index = build_index(settings["retriever"], texts, settings["encoder"], vectors=vectors)
-        counts = item_counts(histories, len(catalog))
+        counts = item_counts(purchases["items"], len(catalog))
         popular = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-        if weights:
-            days = {str(user): dates for user, dates in enumerate(purchases["days"])}
-            names = [name for name in weights if name != "generated"]
-            signals = fusion.fit_signals(histories, vectors, names, days)
-        if system == "star":  # it adds the cosines as they are
-            signals = {name: replace(signal, power=1) for name, signal in signals.items()}
+        signals = _count(system, purchases, vectors, weights)
         model = _open_model(prepared, settings, texts) if "texts" in system else (None, None)
-        policy = settings["policy"]
         return cls(catalog, index, *model, popular, policy, system, settings, signals, weights, vectors, purchases)
 
     def save(self, folder: str | Path) -> Path:
@@ -153,9 +146,9 @@ class Recommender:
 
         A language model stays where notebook 03 put it: the folder names its dataset and model.
         """
-        folder = resolve(folder)
+        folder = paths.resolve(folder)
         if folder.exists() and not (folder / ABOUT).exists():
-            raise ValueError(f"{show(folder)} is there and holds no recommender: save into a folder of its own")
+            raise ValueError(f"{paths.show(folder)} is there and holds no recommender: save into a folder of its own")
 
         def write(path: Path) -> None:
             path.mkdir()
@@ -165,64 +158,66 @@ class Recommender:
                 np.save(path / VECTORS, self.vectors)
             files = {file.name: file_sha256(file) for file in sorted(path.iterdir())}
             about = {"settings": self.settings, "weights": self.weights, "files": files}
-            (path / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+            text = json.dumps(about | {"digest": paths.digest(about)}, indent=1)
+            (path / ABOUT).write_text(text, encoding="utf-8")
 
-        return write_atomically(folder, write)
+        return paths.write_atomically(folder, write)
 
     @classmethod
     def open(cls, folder: str | Path, data_dir: str | Path = "data") -> "Recommender":
         """Open what `save` wrote, and count again; `data_dir` is where a language model's dataset lies."""
-        folder, prepared = resolve(folder), None
-        about, catalog, purchases, vectors = read_file(folder, _read_folder, "save the recommender again")
+        folder, prepared = paths.resolve(folder), None
+        about, catalog, purchases, vectors = paths.read_file(folder, _read_folder, "save the recommender again")
         settings = about["settings"]
         if "texts" in settings["system"]:
             prepared = load_prepared(settings["dataset"], data_dir)
             if prepared.fingerprint != settings["data"]:
-                other = f"{show(folder)} was saved from another catalog or other purchases than '{prepared.dataset}'"
-                raise ValueError(f"{other} has now: load the recommender and save it again")
+                other = f"was saved from another catalog or other purchases than '{prepared.dataset}' has now"
+                raise ValueError(f"{paths.show(folder)} {other}: load the recommender and save it again")
         removed = np.flatnonzero(catalog.pop("removed"))
         return replace(cls._fit(settings, catalog, purchases, vectors, about["weights"], prepared), removed=removed)
 
     def add_items(self, table: pd.DataFrame) -> None:
-        """Add items that nobody has bought yet: their titles find them at once, nothing is trained or counted again.
+        """Add items that nobody has bought yet: their titles find them at once, nothing is trained again.
 
         `table` has `asin` and `title`, a row per item; an item that was removed comes back as it was.
         """
+        table = pd.DataFrame(table)
         if missing := {"asin", "title"} - set(table.columns):
             raise ValueError(f"the table of new items has no column '{min(missing)}': it needs asin and title")
         new = pd.DataFrame({"asin": table["asin"].map(clean_title), "title": table["title"].map(clean_title)})
         rows = self._find_items(new["asin"])
         faults = {"has no asin, or no title": (new == "").any(axis=1), "is there twice": new["asin"].duplicated()}
+        faults["holds half a character"] = (new["asin"] + new["title"]).astype(str).str.contains(HALF)
         faults["is in the catalog already"] = (rows >= 0) & ~np.isin(rows, self.removed)
         for fault, wrong in faults.items():
             if wrong.any():
-                raise ValueError(f"new item '{new['asin'][wrong].iloc[0]}' {fault}: nothing was added")
-        self.removed = np.setdiff1d(self.removed, rows)
+                raise ValueError(f"new item {new['asin'][wrong].iloc[0]!r} {fault}: nothing was added")
         new = new[rows < 0].assign(text=lambda items: items["title"].map(prompts.item_text))
-        self._take_catalog(pd.concat([self.catalog, new], ignore_index=True))
         settings = {"retriever": "bm25", "encoder": "minilm"} | self.settings
-        if self.vectors is not None:
+        if self.vectors is not None:  # what may fail comes before anything changes
             self.vectors = np.concatenate([self.vectors, encode(new["text"].tolist(), settings["encoder"])])
-            self.signals = fusion.extend_signals(self.signals, self.vectors)
+            self.signals = _count(settings["system"], self.purchases, self.vectors, self.weights)
+        self.removed = np.setdiff1d(self.removed, rows)
+        self._take_catalog(pd.concat([self.catalog, new], ignore_index=True))
         self.index = build_index(settings["retriever"], self._texts, settings["encoder"], vectors=self.vectors)
 
     def remove_items(self, asins: Sequence[str]) -> None:
         """Recommend these items no more; in a history they still count."""
-        rows = self._find_items(asins)
+        rows = self._find_items(asins := _as_list(asins))
         if (rows < 0).any():
-            raise ValueError(f"no item '{list(asins)[int(np.argmin(rows))]}' in the catalog: nothing was removed")
+            raise ValueError(f"no item '{asins[int(np.argmin(rows))]}' in the catalog: nothing was removed")
         self.removed = np.union1d(self.removed, rows).astype(np.int64)
 
     def _find_items(self, asins: Sequence[str]) -> np.ndarray:
-        return np.array([self._rows.get(asin, [-1])[0] for asin in asins], dtype=np.int64)
+        rows = [self._rows.get(asin, [-1])[0] if isinstance(asin, str) else -1 for asin in asins]
+        return np.array(rows, dtype=np.int64)
 
-    def recommend(
-        self, history, k: int = 5, dates=None, hide_seen: bool = True, explain: bool = False
-    ) -> pd.DataFrame:
+    def recommend(self, history, k: int = 5, dates=None, hide_seen=True, explain=False) -> pd.DataFrame:
         """Recommend what may come next; items of the history never come back, unless `hide_seen` is False.
 
         What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: a misspelt title is read as the
-        nearest one, any other text is used as it is, and for counts is the item with the closest text (but an unknown
+        nearest one, any other text is used as it is, and counts as the item with the closest text (but an unknown
         Amazon asin is left out), items too old for the model's context are left out, and without a history the list
         is the store's most popular items.
 
@@ -246,7 +241,8 @@ class Recommender:
 
         `dates` has those of each history; the notes are pairs of a user and what was adjusted.
         """
-        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
+        histories = _as_list(histories)
+        if any(isinstance(history, str) for history in histories):
             raise ValueError("recommend_many takes a list of histories: put each into a list of its own")
         table = self._recommend(histories, k, dates)
         if table.attrs["notes"]:
@@ -257,7 +253,7 @@ class Recommender:
         check_number(k, "k", 1)
         histories, depth = list(map(_check_history, histories)), min(k, len(self.catalog))
         visitors = list(map(self._read_history, histories, _read_dates(dates, histories)))
-        hidden = [np.array([*visitor.seen * hide_seen, *self.removed], dtype=np.int64) for visitor in visitors]
+        hidden = [np.array([*visitor.seen * bool(hide_seen), *self.removed], dtype=np.int64) for visitor in visitors]
         found = [self._best_sellers(items, depth) for items in hidden]
         known = [row for row, visitor in enumerate(visitors) if visitor.texts and self.system != "most-popular"]
         search = {"lis": self._search_last, "texts": self._search_written}.get(self.system, self._sum_signals)
@@ -271,23 +267,20 @@ class Recommender:
                 visitor.notes.append(f"the list is short: {len(items)} items instead of {k}")
         lengths = [len(items) for items, *_ in found]
         items, scores, texts, reasons = (list(chain(*parts)) for parts in zip(*found)) if found else [[]] * 4
-        table = self.catalog.iloc[items][["asin", "title"]].reset_index(drop=True)
-        table["user"] = np.repeat(np.arange(len(found)), lengths)
-        table["rank"] = table.groupby("user").cumcount() + 1
-        table = table.assign(score=scores, text=texts, reason=reasons)
+        table = {"user": np.repeat(np.arange(len(found)), lengths), "rank": [*chain(*map(range, lengths))]}
+        table |= {column: self.catalog[column].to_numpy()[items] for column in ("asin", "title")}
+        table = pd.DataFrame(table | {"score": scores, "text": texts, "reason": reasons})
+        table["rank"] += 1
         table.attrs["notes"] = [(user, note) for user, visitor in enumerate(visitors) for note in visitor.notes]
         return table
 
     def _read_history(self, history: list[str], days: np.ndarray) -> Visitor:
-        visitor = Visitor([], [], [], [], [])
+        notes, seen, kept = [], [], []
         for entry, day in zip(map(str.strip, history), days):
-            rows, text, item = self._look_up(entry, visitor.notes) if entry else ([], "", -1)
-            visitor.seen.extend(rows)  # several items may share a title
-            if text:
-                visitor.texts.append(text)
-                visitor.items.append(item)
-                visitor.days.append(day)
-        return visitor
+            rows, text, item = self._look_up(entry, notes) if entry else ([], "", -1)
+            seen.extend(rows)  # several items may share a title
+            kept.extend([(text, item, day)] if text else [])
+        return Visitor(*map(list, zip(*kept)) if kept else ([], [], []), seen, notes)
 
     def _look_up(self, entry: str, notes: list[str]) -> tuple[list[int], str, int]:
         """The items that an asin or a title names, its text ("" leaves it out), and the item to count it as."""
@@ -368,6 +361,15 @@ class Recommender:
             yield REASONS[name].format(text)
 
 
+def _count(system: str, purchases: pd.DataFrame, vectors: np.ndarray, weights: dict) -> dict[str, fusion.Signal]:
+    """Fit the signals that have a weight."""
+    names = [name for name in weights if name != "generated"]
+    days = {str(user): dates for user, dates in enumerate(purchases["days"])}
+    signals = fusion.fit_signals(list(purchases["items"]), vectors, names, days) if names else {}
+    root = {"power": 1} if system == "star" else {}  # STAR adds the cosines as they are
+    return {name: replace(signal, **root) for name, signal in signals.items()}
+
+
 def _choose_weights(prepared: Prepared, vectors: np.ndarray | None, settings: dict) -> dict[str, float]:
     """The weights of a system's signals: STAR's halves, or on validation users, as notebook 07 chooses them."""
     if "fused" not in settings["system"]:
@@ -411,7 +413,9 @@ def _open_model(prepared: Prepared, settings: dict, catalog_texts: list[str]) ->
 
 
 def _read_folder(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, np.ndarray | None]:
-    about = read_json(folder / ABOUT)
+    about = paths.read_json(folder / ABOUT)
+    if about.pop("digest") != paths.digest(about):
+        raise ValueError(f"{ABOUT} was altered")
     for name, sha256 in about["files"].items():
         if file_sha256(folder / name) != sha256:
             raise ValueError(f"{name} is cut, or of another catalog")
@@ -419,10 +423,15 @@ def _read_folder(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, np.nda
     return about, pd.read_parquet(folder / CATALOG), pd.read_parquet(folder / PURCHASES), vectors
 
 
+def _as_list(given) -> list:
+    """A list of what was given; one text, or what is no list at all, is a list of itself."""
+    return [given] if isinstance(given, str) or not hasattr(given, "__iter__") else list(given)
+
+
 def _check_history(history: Sequence[str] | str) -> list[str]:
     """The history as a list of texts; None, a number, or a list that holds one is a ValueError."""
-    entries = [history] if isinstance(history, str) or not hasattr(history, "__iter__") else list(history)
-    wrong = [entry for entry in entries if not isinstance(entry, str)]
+    entries = _as_list(history)
+    wrong = [entry for entry in entries if not isinstance(entry, str) or re.search(HALF, entry)]
     if wrong:
         raise ValueError(f"the history holds {wrong[0]!r}: give a list of asins or titles, [] for a new visitor")
     return entries
@@ -433,9 +442,11 @@ def _read_dates(dates: Sequence | None, histories: list[list[str]]) -> list[np.n
     lengths = list(map(len, histories))
     if dates is None:
         return list(map(np.zeros, lengths))
-    if list(map(len, dates)) != lengths:
-        raise ValueError(f"{sum(map(len, dates))} dates for {sum(lengths)} items: give each item of a history one")
-    days = np.split(to_seconds(pd.Series(list(chain(*dates)))).to_numpy() / 86_400, np.cumsum(lengths)[:-1])
+    given = [_as_list(own) for own in _as_list(dates)]
+    if list(map(len, given)) != lengths:
+        raise ValueError(f"{sum(map(len, given))} dates for {sum(lengths)} items: give each item of a history one")
+    seconds = to_seconds(pd.Series(list(chain(*given))), place="the dates").to_numpy()
+    days = np.split(seconds / 86_400, np.cumsum(lengths)[:-1])
     if any((np.diff(own) < 0).any() for own in days):
         raise ValueError("the dates go back in time: give a history earliest first")
     return days
