@@ -17,7 +17,30 @@ import numpy as np
 from gloss_utils import baselines, fusion, raw_data, splits
 from gloss_utils.dense import DenseIndex, encode
 from gloss_utils.metrics import RESULT_KEYS, System, evaluate, name_system, save_results, summarize
-from gloss_utils.retrieval import BM25Index
+from gloss_utils.retrieval import BM25Index, blocks, no_hits, top_k
+
+
+def popularity_weighted(task: splits.Task, counts: np.ndarray, k: int = 10, seed: int = 42) -> np.ndarray:
+    """Draw k different items per user, one after the other, in proportion to `counts`."""
+    # By hand: rng.choice(replace=False, p=…) serves one user per call. Exp(1) / count is when an item "finishes";
+    # the first k to finish are such a draw.
+    rng = np.random.default_rng(seed)
+    ranked = no_hits(len(task), k).items
+    with np.errstate(divide="ignore"):
+        slowness = (1.0 / counts).astype(np.float32)  # infinite for an item that nobody bought
+    for rows in blocks(len(task), len(counts)):
+        finish = rng.standard_exponential((rows.stop - rows.start, len(counts)), dtype=np.float32) * slowness
+        ranked[rows] = top_k(-finish, k).items
+    return ranked
+
+
+def repeat_last(task: splits.Task, k: int = 10) -> np.ndarray:
+    """Recommend the user's own last k different items, newest first."""
+    ranked = no_hits(len(task), k).items
+    for user, items in enumerate(task.seen_items):
+        newest = list(dict.fromkeys(items[::-1].tolist()))[:k]
+        ranked[user, : len(newest)] = newest
+    return ranked
 
 
 def rankings(prepared: splits.Prepared, encoder: str, cache_dir: str | None):
@@ -26,11 +49,11 @@ def rankings(prepared: splits.Prepared, encoder: str, cache_dir: str | None):
     texts = prepared.catalog["text"].tolist()
     counts = baselines.item_counts(histories, len(texts))
     dense = DenseIndex(texts, encoder, cache_dir=cache_dir)
-    yield System("random"), baselines.random_items(task, len(texts)), None
-    yield System("popularity-weighted"), baselines.popularity_weighted(task, counts), None
+    yield System("random"), popularity_weighted(task, np.ones(len(texts))), None
+    yield System("popularity-weighted"), popularity_weighted(task, counts), None
     yield System("most-popular"), baselines.most_popular(task, counts), None
     yield System("most-popular", policy="drop-seen"), baselines.most_popular(task, counts, drop="seen"), None
-    yield System("repeat-last"), baselines.repeat_last(task), None
+    yield System("repeat-last"), repeat_last(task), None
     for retriever, index in (("bm25", BM25Index(texts)), (f"dense-{encoder}", dense)):
         for drop, policy in (("none", "keep-seen"), ("query", "drop-query"), ("seen", "drop-seen")):
             system = System("lis", retriever=retriever, policy=policy)

@@ -1,4 +1,4 @@
-"""Recommenders that train nothing: random, popular, repeat-last, last-item search, and STAR's retrieval.
+"""Recommenders that train nothing: most popular, last-item search, and STAR's retrieval.
 
 Each takes a `Task` and returns item numbers int64 [num_users, k], best first; -1 pads.
 """
@@ -22,40 +22,12 @@ def item_counts(histories: Sequence[np.ndarray], num_items: int) -> np.ndarray:
     return np.bincount(np.concatenate(histories), minlength=num_items)
 
 
-def random_items(task: Task, num_items: int, k: int = 10, seed: int = 42) -> np.ndarray:
-    """Draw k different items per user, all equally likely."""
-    return popularity_weighted(task, np.ones(num_items), k, seed)
-
-
-def popularity_weighted(task: Task, counts: np.ndarray, k: int = 10, seed: int = 42) -> np.ndarray:
-    """Draw k different items per user, one after the other, in proportion to `counts`."""
-    # By hand: rng.choice(replace=False, p=…) serves one user per call. Exp(1) / count is when an item "finishes";
-    # the first k to finish are such a draw.
-    rng = np.random.default_rng(seed)
-    ranked = no_hits(len(task), k).items
-    with np.errstate(divide="ignore"):
-        slowness = (1.0 / counts).astype(np.float32)  # infinite for an item that nobody bought
-    for rows in blocks(len(task), len(counts)):
-        finish = rng.standard_exponential((rows.stop - rows.start, len(counts)), dtype=np.float32) * slowness
-        ranked[rows] = top_k(-finish, k).items
-    return ranked
-
-
 def most_popular(task: Task, counts: np.ndarray, k: int = 10, drop: str = "none") -> np.ndarray:
     """Recommend the same best-sellers to everyone; `drop="seen"` leaves out what the user has."""
     hidden = _hidden_items(task, check_choice(drop, ("none", "seen"), "drop"))
     best = top_k(counts[None].astype(np.float32), k + max(map(len, hidden), default=0), floor=0.0)
     everyone = Hits(*(np.repeat(part, len(task), axis=0) for part in best))
     return keep_unseen(everyone, hidden, k).items
-
-
-def repeat_last(task: Task, k: int = 10) -> np.ndarray:
-    """Recommend the user's own last k different items, newest first."""
-    ranked = no_hits(len(task), k).items
-    for user, items in enumerate(task.seen_items):
-        newest = list(dict.fromkeys(items[::-1].tolist()))[:k]
-        ranked[user, : len(newest)] = newest
-    return ranked
 
 
 def lis(task: Task, index: Index, k: int = 10, drop: str = "none") -> np.ndarray:

@@ -59,25 +59,6 @@ def test_unknown_drop():
         baselines.lis(Task(np.array([]), [], [], np.array([])), None, drop="sen")
 
 
-def test_random_lists_are_distinct_seeded_and_even():
-    task = Task(np.arange(4000).astype(str), [""] * 4000, [np.array([0])] * 4000, np.zeros(4000, dtype=int))
-    ranked = baselines.random_items(task, 20, k=5, seed=1)
-    assert (np.sort(ranked, axis=1)[:, 1:] != np.sort(ranked, axis=1)[:, :-1]).all()
-    np.testing.assert_array_equal(ranked, baselines.random_items(task, 20, k=5, seed=1))
-    assert (ranked != baselines.random_items(task, 20, k=5, seed=2)).any()
-    shares = np.bincount(ranked.ravel(), minlength=20) / ranked.size
-    np.testing.assert_allclose(shares, 0.05, atol=0.006)
-
-
-def test_popularity_weighted_draws_in_proportion():
-    """First draws follow the counts; an item that nobody bought is never drawn; a short catalog pads."""
-    task = Task(np.arange(6000).astype(str), [""] * 6000, [np.array([0])] * 6000, np.zeros(6000, dtype=int))
-    ranked = baselines.popularity_weighted(task, np.array([6, 3, 1, 0]), k=5)
-    first = np.bincount(ranked[:, 0], minlength=4) / 6000
-    np.testing.assert_allclose(first, [0.6, 0.3, 0.1, 0.0], atol=0.025)
-    assert not (ranked == 3).any() and (ranked[:, 3:] == -1).all()
-
-
 def test_most_popular_by_hand(toy):
     task = load_task(toy, "test")
     counts = np.array([3, 5, 0, 5, 1, 0, 0])
@@ -86,12 +67,6 @@ def test_most_popular_by_hand(toy):
     unseen = baselines.most_popular(task, counts, k=3, drop="seen")
     assert unseen[0].tolist() == [3, 4, -1]
     assert unseen[1].tolist() == [1, 0, -1]
-
-
-def test_repeat_last_is_the_history_backwards(toy):
-    task = load_task(toy, "test")
-    assert baselines.repeat_last(task, k=3).tolist() == [[1, 0, -1], [5, 4, 3], [6, 1, 0], [4, 3, 2]]
-    assert evaluate(baselines.repeat_last(task), task.targets)["recall@10"].sum() == 0
 
 
 def test_cooccurrence_by_hand():

@@ -1,6 +1,7 @@
 """What a chapter builds in its own cells, run from the notebook and checked against numbers worked out elsewhere."""
 
 import ast
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from tiny_model import TITLES, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gloss_utils import segments
+from gloss_utils.splits import Task
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -82,6 +84,47 @@ def test_longer_texts_cost_activations_only(memory):
     short, long = (memory.estimate_memory(config, tokens=tokens) for tokens in (256, 1024))
     assert long["kept activations"] == pytest.approx(4 * short["kept activations"])
     assert long["projections, 4 bit"] == short["projections, 4 bit"]
+
+
+@pytest.fixture(scope="module", params=["chapter 02", "measure_baselines"])
+def simple(request):
+    """Section 2.2: draws in proportion to weights, the last items again; and the benchmark's, for all of Amazon."""
+    if request.param == "chapter 02":
+        return lesson("02_lis_baselines", "draw_items", "repeat_last")
+    sys.path.insert(0, str(NOTEBOOKS.parent / "benchmarks"))
+    import measure_baselines
+
+    sys.path.pop(0)
+
+    def task(num_users, seen):
+        return Task(np.arange(num_users).astype(str), [""] * num_users, seen, np.zeros(num_users, dtype=int))
+
+    def draw_items(num_users, weights, **options):
+        return measure_baselines.popularity_weighted(task(num_users, []), weights, **options)
+
+    return SimpleNamespace(
+        draw_items=draw_items, repeat_last=lambda seen, k: measure_baselines.repeat_last(task(len(seen), seen), k)
+    )
+
+
+def test_random_lists_are_distinct_seeded_and_even(simple):
+    ranked = simple.draw_items(4000, np.ones(20), k=5, seed=1)
+    assert (np.sort(ranked, axis=1)[:, 1:] != np.sort(ranked, axis=1)[:, :-1]).all()
+    np.testing.assert_array_equal(ranked, simple.draw_items(4000, np.ones(20), k=5, seed=1))
+    assert (ranked != simple.draw_items(4000, np.ones(20), k=5, seed=2)).any()
+    np.testing.assert_allclose(np.bincount(ranked.ravel(), minlength=20) / ranked.size, 0.05, atol=0.006)
+
+
+def test_popularity_weighted_draws_in_proportion(simple):
+    """First draws follow the counts; an item that nobody bought is never drawn; a short catalog pads."""
+    ranked = simple.draw_items(6000, np.array([6, 3, 1, 0]), k=5)
+    np.testing.assert_allclose(np.bincount(ranked[:, 0], minlength=4) / 6000, [0.6, 0.3, 0.1, 0.0], atol=0.025)
+    assert not (ranked == 3).any() and (ranked[:, 3:] == -1).all()
+
+
+def test_repeat_last_is_the_history_backwards(simple):
+    histories = [np.array([0, 1]), np.array([3, 4, 5, 4]), np.array([2, 3, 4, 5])]
+    assert simple.repeat_last(histories, k=3).tolist() == [[1, 0, -1], [4, 5, 3], [5, 4, 3]]
 
 
 CATALOG = pd.DataFrame({"asin": ["B0", "B1", "B2"], "text": TITLES[:3]})
