@@ -151,14 +151,12 @@ def bars_with_intervals(
 
 
 def grouped_intervals(
-    table: pd.DataFrame,
-    group: str,
-    series: str,
-    ylabel: str,
-    reference: tuple[str, float] | None = None,
-    title: str = "",
+    table: pd.DataFrame, group: str, series: str, ylabel: str, reference: tuple | None = None, title: str = ""
 ) -> plt.Figure:
-    """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker."""
+    """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker.
+
+    `reference` (label, value) is a dashed line.
+    """
     groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
     figure, axis = plt.subplots(figsize=(max(7.0, 1.1 * len(groups)), 3.5))
     for number, name in enumerate(names):

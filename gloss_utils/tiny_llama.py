@@ -24,12 +24,8 @@ from .paths import check_number
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"  # Llama-3's names
 # Text that is the same in every prompt is one token here. Llama-3 spends about 80 on the instruction and can
 # afford it; on two cores they would take half of the training time.
-TEMPLATE_TOKENS = (
-    prompts.PROMPT_HEADER,
-    prompts.NEXT_ITEM,
-    "\n" + prompts.ITEM_PREFIX.rstrip(),
-    prompts.ITEM_PREFIX.rstrip(),
-)
+ITEM = prompts.ITEM_PREFIX.rstrip()  # "Title:"
+TEMPLATE_TOKENS = (prompts.PROMPT_HEADER, prompts.NEXT_ITEM, "\n" + ITEM, ITEM)
 MAX_POSITIONS = 2048  # longest text in tokens
 
 
@@ -75,7 +71,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 2048) -> PreTrainedT
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text.removeprefix(prompts.ITEM_PREFIX.rstrip()) for text in texts), trainer)
+    tokenizer.train_from_iterator((text.removeprefix(ITEM) for text in texts), trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in TEMPLATE_TOKENS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
