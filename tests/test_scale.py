@@ -187,6 +187,16 @@ def test_users_without_a_history_or_a_prompt_are_refused(tmp_path):
         list(at_scale.read_users(tmp_path / "users.parquet", 10))
 
 
+def stub_of(toy, **options) -> at_scale.Worker:
+    """A worker that has everything but a model."""
+    worker = at_scale.Worker.__new__(at_scale.Worker)
+    worker.job = at_scale.Job(users="", out="", **options)
+    worker.prepared, worker.catalog, worker.options = toy, toy.catalog, {}
+    worker.model = worker.tokenizer = worker.strategy = None
+    worker.index = retrieval.BM25Index(toy.catalog["text"].tolist())
+    return worker
+
+
 def test_a_worker_ranks_what_the_texts_find_and_hides_what_was_bought(toy, monkeypatch):
     """A history without a known item gets an empty list; it would have been a prompt without items."""
 
@@ -194,16 +204,38 @@ def test_a_worker_ranks_what_the_texts_find_and_hides_what_was_bought(toy, monke
         yield [1, 0], [Generated(["Title: Mint Toner"], [-0.123456]), Generated(["Title: Rose Soap"], [-1.0])]
 
     monkeypatch.setitem(queries.ENGINES, "transformers", write)
-    worker = at_scale.Worker.__new__(at_scale.Worker)
-    worker.job = at_scale.Job(users="", out="", k=2)
-    worker.prepared, worker.catalog, worker.options = toy, toy.catalog, {}
-    worker.model = worker.tokenizer = worker.strategy = None
-    worker.index = retrieval.BM25Index(toy.catalog["text"].tolist())
+    worker = stub_of(toy, k=2)
     rows = worker.recommend(["u1", "u2", "u3"], ["", "", ""], [["a1"], ["no such item"], ["a4", "a5"]]).to_pylist()
     assert rows[0]["generated_sequences"] == ["Title: Rose Soap"] and "a1" not in rows[0]["asins"]
     assert rows[1] == {"reviewer_id": "u2", "generated_sequences": [], "sequence_scores": [], "asins": []}
     assert rows[2]["sequence_scores"] == [-0.1235] and not {"a4", "a5"} & set(rows[2]["asins"])
     assert rows[2]["asins"] and all(len(row["asins"]) <= 2 for row in rows)
+
+
+class TwoWays:
+    """An index of seven items: one text finds them from the first to the last, the next one from the last."""
+
+    def search(self, queries, depth):
+        items = np.array([range(7), range(6, -1, -1)] * (len(queries) // 2))[:, :depth]
+        return retrieval.Hits(items, np.ones(items.shape, dtype=np.float32))
+
+
+def test_a_list_does_not_depend_on_the_other_users_of_a_batch(toy, monkeypatch):
+    """A long history made the search deeper for its whole batch, and `rrf` counts every hit."""
+
+    def write(model, tokenizer, prompts, strategy, **options):
+        yield (
+            list(range(len(prompts))),
+            [Generated(["Title: Rose Soap Cream", "Title: Mint Cream"], [-1.0, -2.0])] * 2,
+        )
+
+    monkeypatch.setitem(queries.ENGINES, "transformers", write)
+    monkeypatch.setattr(at_scale, "HITS", 1)
+    worker = stub_of(toy, policy="rrf", k=1)
+    worker.index = TwoWays()
+    alone = worker.recommend(["u1"], [""], [["a7"]]).to_pylist()
+    beside = worker.recommend(["u1", "u2"], ["", ""], [["a7"], ["a1", "a2", "a3", "a4", "a5"]]).to_pylist()
+    assert alone == beside[:1]
 
 
 # Data

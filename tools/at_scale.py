@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -128,10 +128,13 @@ class Worker:
                 scores = [round(score, 4) for score in scores]
                 records[known[row]] = {"generated_sequences": lines, "sequence_scores": scores}
         queries, width, log_probs = ranking.stack_queries(records)
-        depth = max(HITS, self.job.k + max(map(len, seen), default=0))
-        ranked = ranking.rank_items(
-            self.index.search(queries, depth), width, self.job.policy, self.job.k, seen, log_probs
-        )
+        # Deep enough that seen items and items found by another text leave k, and no deeper: a user's list must not
+        # depend on how long the histories of the batch's other users are.
+        depths = np.array([max(HITS, self.job.k + len(items)) for items in seen])
+        hits = self.index.search(queries, int(depths.max()))
+        deep = np.arange(hits.items.shape[1]) >= np.repeat(depths, width)[:, None]
+        hits.items[deep], hits.scores[deep] = -1, -np.inf
+        ranked = ranking.rank_items(hits, width, self.job.policy, self.job.k, seen, log_probs)
         asins = self.catalog["asin"].to_numpy()
         lists = [asins[items[items >= 0]].tolist() for items in ranked]
         columns = [[record[name] for record in records] for name in ("generated_sequences", "sequence_scores")]
@@ -145,8 +148,8 @@ class Worker:
 
 def recommend(job: Job) -> Path:
     """Write the lists of all users to `lists.parquet` in the job's folder; returns its path."""
-    final = job.folder / "lists.parquet"
-    count = cut_users(job)
+    job = replace(job, out=str(job.folder))  # a worker may have another working directory
+    final, count = job.folder / "lists.parquet", cut_users(job)
     if final.exists():
         print(f"{show(final)} is up to date")
         return final
