@@ -38,6 +38,8 @@ def show(path: str | Path) -> str:
 
 def slug(name: str) -> str:
     """A file name for a model or system id: 'unsloth/Llama-3.2-1B' becomes 'unsloth--Llama-3.2-1B'."""
+    if not name.strip("./"):
+        raise ValueError(f"'{name}' is no name for a folder of its own: give letters or digits")
     return name.strip("/").replace("/", "--")
 
 

@@ -79,6 +79,7 @@ def finetune(parameters: dict, data_dir: str, name: str | None = None) -> None:
     processes = PartialState(cpu=not torch.cuda.is_available())
     settings = TrainingSettings(**{setting: parameters[name] for setting, name in setting_names().items()})
     share_batches(settings, processes.num_processes)
+    language_models.choose_engine(parameters["ENGINE"])  # a misspelt name is refused before anything is made
     prepared, model = load_prepared(parameters["DATASET"], data_dir), parameters["MODEL"]
     base = prepared.paths.base_model(model)
     if processes.is_main_process and model == language_models.TINY_LLAMA and not base.exists():

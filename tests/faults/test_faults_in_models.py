@@ -27,6 +27,7 @@ from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.generation import Strategy
 from gloss_utils.recommender import Recommender
 from gloss_utils.tiny_llama import Recipe
+from tools import finetune as finetune_tool
 
 MODEL = "tiny-llama"
 SMALL = Recipe(vocab_size=400, hidden_size=64, num_layers=1, mlp_size=128, epochs=1, block_length=32)
@@ -384,6 +385,37 @@ def test_a_whole_model_that_is_not_whole(name, damage, sentence, trained):
 def test_a_whole_model_is_not_for_vllm(trained):
     finetuning.finetune(opened(trained), MODEL, FULL)
     refused(lambda: load_vllm(trained), f"'{MODEL}' is no adapter but a whole model .*engine='transformers'", trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--profile", "smple"], "unknown profile 'smple': did you mean 'sample'"),
+        (["--set", "TRAIN_EPOCH", "3"], "unknown parameter 'TRAIN_EPOCH': did you mean 'TRAIN_EPOCHS'"),
+        (["--set", "TRAIN_EPOCHS", "0"], "epochs is 0: it must be a whole number from 1 up"),
+        (["--set", "TRAIN_EPOCHS", "three"], "parameter TRAIN_EPOCHS takes int, not 'three'"),
+        (["--set", "LEARNING_RATE", "nan"], "parameter LEARNING_RATE takes float, not 'nan'"),
+        (["--set", "GRADIENT_ACCUMULATION", "0"], "gradient_accumulation is 0: it must be a whole number"),
+        (["--set", "METHOD", "qlor"], "unknown method 'qlor': did you mean 'qlora'"),
+        (["--set", "ENGINE", "unslot"], "unknown engine 'unslot': did you mean 'unsloth'"),
+        (["--set", "VOCAB_SIZE", "10"], "vocab_size is 10: it must be a whole number from 300 up"),
+        (["--set", "BASE_EPOCHS", "0"], "epochs is 0: it must be a whole number from 1 up"),
+        (["--dataset", "sampel"], "unknown DATASET 'sampel': did you mean 'sample'"),
+        (["--dataset", ".."], r"unknown DATASET '\.\.': give a name, or a directory of its own"),
+        (["--dataset", "./nowhere"], "no interactions for 'nowhere' .*run notebook 01"),
+        (["--model", "tiny-lama"], "unknown model 'tiny-lama': did you mean 'tiny-llama'"),
+        (["--name", ".."], r"'\.\.' is no name for a folder of its own"),
+        (["--name", "."], r"'\.' is no name for a folder of its own"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_of_the_tool_that_fine_tunes(arguments, sentence, store, monkeypatch):
+    """A misspelt engine was noticed after pretraining; `--name ..` wrote into the dataset's own folder."""
+    monkeypatch.setattr(tiny_llama, "pretrain_base", lambda *given: None)
+    before = injected.files(store)
+    with pytest.raises(SystemExit, match=f"^error: {sentence}"):
+        finetune_tool.main(arguments if "--dataset" in arguments else ["--dataset", f"{store}/", *arguments])
+    assert injected.files(store) == before
 
 
 def texts_of(root):
