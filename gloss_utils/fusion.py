@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 from . import baselines
 from .baselines import STAR_DECAY, STAR_HISTORY, hide_seen, interaction_matrix, item_rows
@@ -42,6 +43,7 @@ TIME_HISTORY, TIME_RANK_DECAY = 10, 0.9  # time_decayed starts from more items, 
 AGE_DAYS, AGE_FLOOR = 60.0, 0.05  # time_decayed: a user's item counts floor + exp(-age / days)
 CANDIDATES = 50  # items per signal on which weights are fitted: about as many as can matter for a list of ten
 EXTRA_SHARE = 5  # at most one user in five gives up an item for the choice of weights
+BLAS = ThreadpoolController()  # of numpy and scipy
 THREADS = 4  # blocks of users ranked at once; each holds a few score matrices
 
 
@@ -258,8 +260,9 @@ def fuse(
         hide_seen(scores, [hidden[row] for row in rows])
         return top_k(scores, k)
 
-    if len(task) == 1:  # without a thread, and without the score below that tells how long a block is
-        return rank(np.arange(1))
+    if len(task) == 1:  # one thread: to hand out work of a millisecond takes longer than to do it
+        with BLAS.limit(limits=1, user_api="blas"):
+            return rank(np.arange(1))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
         parts = list(pool.map(rank, _row_blocks(task, total)))
     return Hits(*map(np.concatenate, zip(*parts)))

@@ -1,15 +1,17 @@
 """The recommender, with a writer that stands in for the language model."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from gloss_utils import prompts, recommender
+from gloss_utils import baselines, fusion, prompts, recommender, splits
+from gloss_utils.dense import encode
 from gloss_utils.paths import dataset_paths
-from gloss_utils.recommender import COLUMNS, Recommender
-from gloss_utils.retrieval import BM25Index
+from gloss_utils.recommender import ABOUT, CATALOG, COLUMNS, SYSTEMS, VECTORS, Recommender
+from gloss_utils.retrieval import BM25Index, Hits
 
 TITLES = ["rose soap", "rose cream", "mint soap", "mint cream", "lemon oil", "rose soap"]
 
@@ -141,3 +143,278 @@ def test_an_unknown_name_is_refused_before_anything_is_loaded(tmp_path, monkeypa
         Recommender.load("sample", **names)
     with pytest.raises(ValueError, match="unknown policy 'robin'"):
         make([""], policy="robin")
+
+
+COUNTED = [system for system in SYSTEMS if "texts" not in system]
+
+
+@pytest.fixture(scope="module")
+def store(prepared):
+    """The sample store's test users: their histories as asins, and when they bought."""
+    task, days = splits.load_task(prepared), splits.purchase_days(prepared)
+    asins = prepared.catalog["asin"].to_numpy()
+    histories = [asins[items].tolist() for items in task.seen_items]
+    dates = [days[str(user)][: len(items)] * 86_400 for user, items in zip(task.reviewer_ids, histories)]
+    return SimpleNamespace(prepared=prepared, task=task, days=days, histories=histories, dates=dates)
+
+
+@pytest.fixture(scope="module")
+def served(prepared):
+    """Every system without a language model."""
+    data_dir = prepared.paths.root.parent
+    return {system: Recommender.load("sample", system=system, data_dir=data_dir) for system in COUNTED}
+
+
+@pytest.fixture
+def fused(served):
+    """One of its own, for a test that changes it."""
+    return recommender.replace(served["fused"])
+
+
+def notebook_ranks(store, system: str) -> np.ndarray:
+    """The lists of ten as chapters 02 and 07 make them."""
+    prepared, task = store.prepared, store.task
+    texts, histories = prepared.catalog["text"].tolist(), splits.training_histories(prepared)
+    if system == "most-popular":
+        return baselines.most_popular(task, baselines.item_counts(histories, len(texts)), drop="seen")
+    if system == "lis":
+        return baselines.lis(task, BM25Index(texts), drop="seen")
+    vectors = encode(texts, cache_dir=prepared.paths.cache)
+    if system == "star":
+        return baselines.star(task, vectors, baselines.cooccurrence(histories, len(texts))).items
+    short, held_out = fusion.extend_validation(prepared)
+    choosing = fusion.fit_signals(short, vectors, days=store.days)
+    weights = fusion.choose_weights(fusion.gather_candidates(choosing, held_out))
+    return fusion.fuse(fusion.fit_signals(histories, vectors, days=store.days), weights, task).items
+
+
+@pytest.mark.parametrize("system", COUNTED)
+def test_every_user_gets_the_list_of_the_notebooks(served, store, system):
+    """User by user; one user alone gets what the user got among all, but for scores that are equal up to rounding."""
+    many = served[system].recommend_many(store.histories, k=10, dates=store.dates)
+    ranked = np.full((len(store.histories), 10), -1)
+    ranked[many["user"], many["rank"] - 1] = store.prepared.item_numbers(many["asin"])
+    assert (ranked == notebook_ranks(store, system)).all()
+    for user in range(0, len(store.histories), 40):
+        alone = served[system].recommend(store.histories[user], k=10, dates=store.dates[user])
+        among = many[many["user"] == user]
+        same = (alone["asin"].to_numpy() == among["asin"].to_numpy()) | np.isclose(alone["score"], among["score"])
+        assert len(alone) == 10 and same.all()
+        np.testing.assert_allclose(alone["score"], among["score"], rtol=1e-4)
+
+
+def test_dates_decide_how_much_a_purchase_counts(served, store):
+    history = store.histories[0]
+    now = served["fused"].recommend(history, dates=["2014-01-01"] * len(history))
+    assert now.equals(served["fused"].recommend(history)), "without dates, all are of one day"
+    then = served["fused"].recommend(history, dates=[*["2000-01-01"] * (len(history) - 1), "2014-01-01"])
+    assert not np.allclose(now["score"], then["score"])
+
+
+@pytest.mark.parametrize("dates", [["2014-01-02"], ["2014-01-02", "2014-01-01"], ["2014-01-02", "soon"]])
+def test_dates_that_do_not_fit_are_one_sentence(served, dates):
+    with pytest.raises(ValueError, match=r"\A[^\n]*(1 dates for 2 items|go back in time|cannot be read)[^\n]*\Z"):
+        served["fused"].recommend(["Rose Soap", "Mint Soap"], dates=dates)
+
+
+@pytest.mark.parametrize("system", COUNTED)
+def test_seen_items_come_back_where_that_is_asked_for(served, store, system):
+    history = store.histories[0]
+    shown = served[system].recommend(history, k=3000, hide_seen=False)["asin"]
+    assert set(history) & set(shown) and not set(history) & set(served[system].recommend(history, k=3000)["asin"])
+
+
+def test_a_reason_names_the_signal_that_lifts_an_item_most_and_the_purchase_behind_it(served, store):
+    """By hand, for the first items of some users: every signal for every purchase alone."""
+    fused, titles = served["fused"], store.prepared.catalog["title"]
+    for user in range(0, 100, 20):
+        table = fused.recommend(store.histories[user], dates=store.dates[user], explain=True)
+        task = store.task.take(np.array([user]))
+        signals = fusion.fit_signals(
+            splits.training_histories(store.prepared), fused.vectors, list(fused.weights), store.days
+        )
+        for asin, reason in zip(table["asin"], table["reason"]):
+            item = store.prepared.item_numbers([asin])[0]
+            rows = {name: fused.weights[name] * signals[name].score(task)[0] for name in fused.weights}
+            lifts = {name: row[item] - row.mean() for name, row in rows.items() if row[item] > 0}
+            best = max(lifts, key=lifts.get)
+            before, _, rest = recommender.REASONS[best].partition("{}")
+            assert reason.startswith(before) and reason.endswith(rest)
+            if before != reason:
+                assert reason.removeprefix(before).removesuffix(rest) in set(titles[store.task.seen_items[user]])
+
+
+def test_the_purchase_behind_an_item_is_the_one_that_weighs_most():
+    """The older purchase counts .7, so it is named only where it says much more."""
+    matrix = fusion.sp.csr_matrix(np.array([[0, 0, 1.0, 0.5], [0, 0, 0.6, 0.4], [0, 0, 0, 0], [0, 0, 0, 0]]))
+    signal = fusion.ItemSignal((matrix,), length=3)
+    task = splits.Task(np.array(["u"]), [""], [np.array([0, 1])], np.array([-1]))
+    assert signal.main_purchase(task, 2) == 0 and signal.main_purchase(task, 3) == 1
+
+
+def test_every_system_gives_a_reason(served, store):
+    for system, words in {"most-popular": "popular", "lis": "its title is close to", "star": "title|people"}.items():
+        reasons = served[system].recommend(store.histories[0], explain=True)["reason"]
+        assert reasons.str.contains(words).all()
+    texts = make(["Title: lemon oil"]).recommend("mint soap", explain=True)
+    assert texts["reason"][0] == "the model wrote 'Title: lemon oil'"
+
+
+@pytest.mark.parametrize("system", ["lis", "star", "fused"])
+def test_a_new_item_is_found_by_its_title_at_once(served, store, system):
+    shop, history = recommender.replace(served[system]), store.histories[0]
+    last = store.prepared.catalog["title"][store.task.seen_items[0][-1]]
+    before = shop.recommend_many(store.histories[:50], dates=store.dates[:50])
+    shop.add_items(pd.DataFrame({"asin": ["NEW0000001"], "title": [f"{last} refill"]}))
+    table = shop.recommend(history, k=100, explain=True)
+    assert table.set_index("asin").loc["NEW0000001", "reason"] == f"its title is close to '{last}'"
+    after = shop.recommend_many(store.histories[:50], k=6, dates=store.dates[:50])
+    kept = after[after["asin"] != "NEW0000001"].groupby("user").head(5).reset_index(drop=True)
+    if system != "lis":  # whose BM25 knows how often a word is used, the new item's among them
+        assert kept["asin"].tolist() == before["asin"].tolist(), "item numbers and counts are as they were"
+    assert len(shop.recommend(["NEW0000001"])) == 5, "it can stand in a history"
+    assert "NEW0000001" not in served[system]._rows
+
+
+def test_a_removed_item_is_recommended_no_more_and_may_come_back(fused, store):
+    history = store.histories[0]
+    first = fused.recommend(history)["asin"]
+    fused.remove_items(first[:2])
+    without = fused.recommend(history)["asin"]
+    assert without[:3].tolist() == first[2:].tolist()
+    assert not set(first[:2]) & set(fused.recommend([], k=3000)["asin"])
+    assert len(fused.recommend([first[0]])) == 5, "in a history it still counts"
+    fused.add_items(pd.DataFrame({"asin": first[:2], "title": ["any", "title"]}))
+    assert fused.recommend(history)["asin"].tolist() == first.tolist()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"asin": ["x"]}, "has no column 'title'"),
+        ({"title": ["x"]}, "has no column 'asin'"),
+        ({"asin": ["x"], "title": [" "]}, "new item 'x' has no asin, or no title: nothing was added"),
+        ({"asin": [""], "title": ["x"]}, "has no asin, or no title"),
+        ({"asin": ["x"], "title": [None]}, "has no asin, or no title"),
+        ({"asin": ["x", "x"], "title": ["a", "b"]}, "new item 'x' is there twice: nothing was added"),
+        ({"asin": ["x", "B000000001"], "title": ["a", "b"]}, "new item 'B000000001' is in the catalog already"),
+    ],
+)
+def test_new_items_that_are_refused_add_nothing(table, words):
+    shop = make(["Title: lemon oil"])
+    with pytest.raises(ValueError, match=rf"\A[^\n]*{words}[^\n]*\Z"):
+        shop.add_items(pd.DataFrame(table))
+    assert len(shop.catalog) == len(TITLES)
+    with pytest.raises(ValueError, match=r"\Ano item 'y' in the catalog: nothing was removed\Z"):
+        shop.remove_items(["B000000001", "y"])
+    assert len(shop.removed) == 0
+
+
+def test_unknown_items_stand_for_the_closest_and_unknown_asins_for_nothing(served, store):
+    """A title that the shop does not have is no item, so the closest one may be recommended."""
+    title = store.prepared.catalog["title"][0]
+    table = served["star"].recommend(["B0NOTTHERE", f"my {title} from another brand altogether", "qqqq"], k=5)
+    assert [note.partition(": ")[2].partition(",")[0] for note in table.attrs["notes"]] == [
+        "left out of the history",
+        "counted as the closest by text",
+        "left out of the history",
+    ]
+    one = served["star"].recommend([store.prepared.catalog["asin"][0]], k=4, hide_seen=False)
+    assert table["asin"][:4].tolist() == one["asin"].tolist()
+
+
+def test_many_histories_of_all_kinds(served, store, capsys):
+    kinds = [store.histories[0], [], ["B0NOTTHERE"], [store.histories[1][0]]]
+    table = served["fused"].recommend_many(kinds, k=3)
+    assert (
+        table.columns.tolist() == ["user", *COLUMNS]
+        and table["user"].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    )
+    best = served["most-popular"].recommend([], k=3)["asin"].tolist()
+    assert table["asin"][3:6].tolist() == table["asin"][6:9].tolist() == best
+    assert [user for user, _ in table.attrs["notes"]] == [1, 2, 2] and "3 notes" in capsys.readouterr().out
+    assert served["fused"].recommend_many([]).empty
+    with pytest.raises(ValueError, match="takes a list of histories"):
+        served["fused"].recommend_many(["Rose Soap", "Mint Soap"])
+
+
+@pytest.mark.parametrize("system", COUNTED)
+def test_a_saved_folder_gives_the_same_lists(served, store, system, tmp_path):
+    shop = recommender.replace(served[system])
+    shop.add_items(pd.DataFrame({"asin": ["NEW0000001"], "title": ["Rose Soap"]}))
+    shop.remove_items([store.histories[0][0]])
+    folder = shop.save(tmp_path / "shop")
+    again = Recommender.open(folder)
+    users = store.histories[:50], 10, store.dates[:50]
+    assert again.recommend_many(*users).equals(shop.recommend_many(*users))
+    assert not set(map(str, store.task.reviewer_ids)) & set(again.purchases.astype(str).to_numpy().ravel())
+    assert again.save(folder) == folder and Recommender.open(folder).weights == shop.weights
+
+
+@pytest.mark.parametrize("name", [ABOUT, CATALOG, VECTORS])
+def test_a_damaged_folder_and_another_catalog_are_one_sentence(served, tmp_path, name):
+    folder = served["star"].save(tmp_path / "shop")
+    content = (folder / name).read_bytes()
+    other = served["most-popular"].catalog.iloc[:-1].assign(removed=False)
+    for damage in (content[: len(content) // 2], b"", None, "another"):
+        if damage is None:
+            (folder / name).unlink()
+        elif damage == "another" and name == CATALOG:
+            other.to_parquet(folder / name)
+        else:
+            (folder / name).write_bytes(damage if isinstance(damage, bytes) else content[:-1])
+        with pytest.raises(
+            ValueError, match=r"\Ashop is damaged or no such file \([^\n]+\): save the recommender again\Z"
+        ):
+            Recommender.open(folder)
+
+
+def test_saving_never_replaces_what_is_no_recommender(served, tmp_path, monkeypatch):
+    """`write_atomically` removes a folder of the same name."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.png").write_bytes(b"me")
+    with pytest.raises(ValueError, match="photos is there and holds no recommender"):
+        served["star"].save(tmp_path / "photos")
+    folder = served["star"].save(tmp_path / "shop")
+    monkeypatch.setattr(recommender.np, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        served["star"].save(folder)
+    monkeypatch.undo()
+    assert Recommender.open(folder).system == "star" and [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_texts_are_weighed_beside_the_counts(served, store, monkeypatch):
+    """`fused + texts`: the sum of chapter 07 with a writer in the model's place, and the text beside each item."""
+    fused, item = served["fused"], store.task.seen_items[1][0]  # not in the history of user 0
+    wanted = store.prepared.catalog["text"][item]
+    weights = fused.weights | {"generated": 500.0}
+    shop = recommender.replace(
+        fused,
+        system="fused + texts",
+        weights=weights,
+        write_texts=lambda asked: [([wanted, "Title: unheard of"], [-1.0, -2.0]) for _ in asked],
+        fit_history=lambda texts: texts,
+    )
+    table = shop.recommend(store.histories[0], dates=store.dates[0], explain=True)
+    assert table["asin"][0] == store.prepared.catalog["asin"][item] and table["text"][0] == wanted
+    assert table["reason"][0] == f"the model wrote '{wanted}'"
+    task, vectors = store.task.take(np.array([0])), fused.vectors
+    texts = fusion.GeneratedTexts({task.reviewer_ids[0]: encode([wanted, "Title: unheard of"])}, vectors)
+    signals = fusion.fit_signals(splits.training_histories(store.prepared), vectors, days=store.days)
+    pair = {"fused": fusion.WeightedSum(signals, fused.weights), "generated": texts}
+    expected: Hits = fusion.fuse(pair, {"fused": 1.0, "generated": 500.0}, task, k=5)
+    assert store.prepared.item_numbers(table["asin"]).tolist() == expected.items[0].tolist()
+
+
+def test_a_saved_model_refuses_other_data(served, prepared, tmp_path):
+    """The folder holds no model: it names the dataset, whose catalog must be the one it was saved with."""
+    settings = served["lis"].settings | {"system": "texts", "data": "0123"}
+    folder = recommender.replace(served["lis"], system="texts", settings=settings).save(tmp_path / "shop")
+    assert json.loads((folder / ABOUT).read_text())["settings"]["dataset"] == "sample"
+    with pytest.raises(ValueError, match="saved from another catalog or other purchases than 'sample' has now"):
+        Recommender.open(folder, data_dir=prepared.paths.root.parent)
+
+
+def test_an_unknown_system_is_refused_first():
+    with pytest.raises(ValueError, match="unknown system 'fusd': did you mean 'fused'"):
+        Recommender.load("nowhere", system="fusd")
