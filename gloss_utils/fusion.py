@@ -231,17 +231,6 @@ def fit_signals(
     return {name: fits[check_choice(name, FUSION, "signal")]() for name in names}
 
 
-def explain(signals: Mapping[str, Signal], weights: Mapping[str, float], task: Task, items: np.ndarray) -> list[str]:
-    """Name the signal that lifts each item most above the catalog's mean, for the task's one user.
-
-    The mean, because a signal that adds the same to all items ranks none of them higher.
-    """
-    names = [name for name, weight in weights.items() if weight]
-    scores = [weights[name] * signals[name].score(task)[0] for name in names]
-    lifts = np.stack([np.where(row[items] > 0, row[items] - row.mean(), -np.inf) for row in scores])
-    return [names[best] for best in lifts.argmax(axis=0)]
-
-
 def fuse(
     signals: Mapping[str, Signal],
     weights: Mapping[str, float],

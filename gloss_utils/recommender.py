@@ -106,8 +106,7 @@ class Recommender:
         """Open what the notebooks made; an error says what is missing, or the nearest known name.
 
         `texts` needs a model of notebook 03, `fused + texts` its validation texts (04) too, all others 01 alone.
-        `retriever`, for `lis` and `texts`, is `bm25`, `dense` or `hybrid`; `policy` (see `ranking.POLICIES`) is for
-        `texts`; see `generation.STRATEGIES` for `strategy`.
+        `retriever` is for `lis` and `texts`, `policy` for `texts`; see `ranking.POLICIES`, `generation.STRATEGIES`.
         """
         check_choice(system, SYSTEMS, "system")  # names first: the model takes seconds
         check_choice(policy, POLICIES, "policy")
@@ -142,10 +141,7 @@ class Recommender:
         return cls(catalog, index, *model, popular, policy, system, settings, signals, weights, vectors, purchases)
 
     def save(self, folder: str | Path) -> Path:
-        """Write all that `open` needs into one folder, whole or not at all.
-
-        A language model stays where notebook 03 put it: the folder names its dataset and model.
-        """
+        """Write all that `open` needs into one folder, whole or not at all; of a language model, only its name."""
         folder = paths.resolve(folder)
         if folder.exists() and not (folder / ABOUT).exists():
             raise ValueError(f"{paths.show(folder)} is there and holds no recommender: save into a folder of its own")
@@ -214,21 +210,15 @@ class Recommender:
         return np.array(rows, dtype=np.int64)
 
     def recommend(self, history, k: int = 5, dates=None, hide_seen=True, explain=False) -> pd.DataFrame:
-        """Recommend what may come next; items of the history never come back, unless `hide_seen` is False.
+        """Recommend what may come after a history of asins or titles, earliest first; seen items only if asked for.
 
         What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: a misspelt title is read as the
-        nearest one, any other text is used as it is, and counts as the item with the closest text (but an unknown
-        Amazon asin is left out), items too old for the model's context are left out, and without a history the list
-        is the store's most popular items.
+        nearest one, another text is used as it is, and counts as the item with the closest text, an unknown Amazon
+        asin is left out, as are items too old for the model's context, and an empty history gets the best-sellers.
 
-        Args:
-            history: asins or titles, earliest first.
-            k: rows wanted; fewer come back where the system finds fewer items, which is noted too.
-            dates: of each purchase, dates or seconds since 1970; without them all count as bought on one day.
-            explain: adds a column `reason`: what lifts the item most, and the purchase behind it.
-
-        Returns:
-            rank (from 1), asin, title, score (comparable within a list), and the text that found the item, if any.
+        `dates` are those of the purchases, or seconds since 1970; without them all are of one day. `explain` adds a
+        `reason`: what lifts the item most, and the purchase behind it. Returns rank (from 1), asin, title, score
+        (comparable within a list), and the text that found the item, if any; fewer than k where there are no more.
         """
         table = self._recommend([history], k, None if dates is None else [dates], hide_seen, explain)
         table.attrs["notes"] = [note for _, note in table.attrs["notes"]]
@@ -355,7 +345,11 @@ class Recommender:
             yield ranked, scores, texts, list(reasons)
 
     def _reasons(self, signals: dict, task: Task, items: np.ndarray, texts: list[str]) -> Iterator[str]:
-        for name, item, text in zip(fusion.explain(signals, self.weights, task, items), items, texts):
+        """The signal that lifts each item most above the catalog's mean: what adds the same to all lifts none."""
+        names = [name for name, weight in self.weights.items() if weight]
+        scores = [self.weights[name] * signals[name].score(task)[0] for name in names]
+        lifts = np.stack([np.where(row[items] > 0, row[items] - row.mean(), -np.inf) for row in scores])
+        for name, item, text in zip(np.array(names)[lifts.argmax(axis=0)], items, texts):
             if isinstance(signals[name], fusion.ItemSignal):
                 text = self.catalog["title"].iloc[signals[name].main_purchase(task, item)]
             yield REASONS[name].format(text)
