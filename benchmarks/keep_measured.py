@@ -110,7 +110,7 @@ def keep_segments(prepared: Prepared, tables: dict[str, pd.DataFrame], **provena
     for name, per_user in tables.items():
         per_user = on_users(per_user, reviewer_ids)
         lengths = segments.history_lengths(prepared, per_user["reviewer_id"])
-        segment = segments.assign(lengths, segments.thresholds_for(prepared.dataset))
+        segment = segments.assign(lengths, segments.THRESHOLDS.get(prepared.dataset, segments.DEFAULT_THRESHOLDS))
         parts.append(segments.by_segment(per_user, segment).assign(dataset=prepared.dataset, system=name))
     keep(DATA / "measured_segments.csv", pd.concat(parts)[SEGMENT_COLUMNS], SEGMENT_COLUMNS[:2], **provenance)
 

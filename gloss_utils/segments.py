@@ -9,13 +9,8 @@ from .metrics import summarize
 from .splits import Prepared
 
 SEGMENTS = ("cold-start", "regular", "power")
-THRESHOLDS = {"beauty": (5, 14), "toys": (5, 13), "sports": (5, 13)}  # as the paper states them
-DEFAULT_THRESHOLDS = (5, 14)
-
-
-def thresholds_for(dataset: str) -> tuple[int, int]:
-    """The paper's (low, high) for its three data sets; Beauty's for any other."""
-    return THRESHOLDS.get(dataset, DEFAULT_THRESHOLDS)
+DEFAULT_THRESHOLDS = (5, 14)  # the paper's for Beauty; its others follow
+THRESHOLDS = {"beauty": DEFAULT_THRESHOLDS, "toys": (5, 13), "sports": (5, 13)}
 
 
 def history_lengths(prepared: Prepared, reviewer_ids: Sequence[str]) -> np.ndarray:

@@ -20,7 +20,7 @@ def test_thresholds_belong_to_the_segment_below():
     """Section 4.2.3: n <= l, l < n <= h, n > h."""
     lengths = np.array([3, 5, 6, 13, 14, 15, 200])
     assert segments.assign(lengths, (5, 14)).tolist() == ["cold-start"] * 2 + ["regular"] * 3 + ["power"] * 2
-    assert segments.assign(lengths, segments.thresholds_for("toys")).tolist()[4] == "power"
+    assert segments.assign(lengths, segments.THRESHOLDS["toys"]).tolist()[4] == "power"
 
 
 def test_thresholds_that_make_no_three_segments_are_refused():
