@@ -231,17 +231,8 @@ def fit_signals(
     return {name: fits[check_choice(name, FUSION, "signal")]() for name in names}
 
 
-def fuse(
-    signals: Mapping[str, Signal],
-    weights: Mapping[str, float],
-    task: Task,
-    k: int = 10,
-    hidden: Sequence | None = None,
-) -> Hits:
-    """Rank the catalog by the weighted sum of signals, k items per user.
-
-    `hidden` holds the item numbers that each user's list leaves out; without it these are the history's.
-    """
+def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Sequence | None = None) -> Hits:
+    """Rank the catalog by the weighted sum of signals, k items per user, without the `hidden` ones or the history."""
     total, hidden = WeightedSum(signals, weights), task.seen_items if hidden is None else hidden
 
     def rank(rows: np.ndarray) -> Hits:

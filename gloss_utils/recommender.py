@@ -32,6 +32,7 @@ DEPTH = 20  # hits per text
 NEAR = 0.85  # how alike a misspelt title and a title of the catalog must be, 0 to 1
 ASIN = re.compile(r"[A-Z0-9]{10}")
 HALF = "[\ud800-\udfff]"  # of a pair of surrogates: no text of its own, and nothing can write it
+Found = tuple[np.ndarray, np.ndarray, list[str], list[str]]  # items, scores, texts, reasons; best first
 COLUMNS = ["rank", "asin", "title", "score", "text"]
 REASONS = {
     "text": "its title is close to '{}'",
@@ -57,9 +58,6 @@ class Visitor(NamedTuple):
     notes: list[str]  # what had to be adjusted
 
 
-Found = tuple[np.ndarray, np.ndarray, list[str], list[str]]  # items, scores, texts, reasons; best first
-
-
 @dataclass
 class Recommender:
     """Rank the catalog for a history, by any of the course's systems."""
@@ -71,7 +69,7 @@ class Recommender:
     popular: np.ndarray  # item numbers, most bought first: for a visitor without a history
     policy: str = "round_robin"  # see ranking.POLICIES
     system: str = "texts"  # one of SYSTEMS
-    settings: dict = field(default_factory=dict)  # what `load` was asked for, and the data's fingerprint
+    settings: dict = field(default_factory={"retriever": "bm25", "encoder": "minilm"}.copy)  # of `load`, and the data
     signals: dict[str, fusion.Signal] = field(default_factory=dict, repr=False)
     weights: dict[str, float] = field(default_factory=dict)  # of the signals
     vectors: np.ndarray | None = field(default=None, repr=False)  # of catalog.text
@@ -120,9 +118,9 @@ class Recommender:
             find_adapter(prepared.paths, model)
         settings = {"dataset": dataset, "model": model, "retriever": retriever, "policy": policy}
         settings |= {"strategy": strategy, "encoder": encoder, "system": system, "data": prepared.fingerprint}
-        vectors = None
-        if system in ("star", "fused", "fused + texts") or retriever != "bm25":
-            vectors = encode(prepared.catalog["text"].tolist(), encoder, cache_dir=prepared.paths.cache)
+        texts = prepared.catalog["text"].tolist()
+        needed = system in ("star", "fused", "fused + texts") or retriever != "bm25"
+        vectors = encode(texts, encoder, cache_dir=prepared.paths.cache) if needed else None
         weights = _choose_weights(prepared, vectors, settings)
         histories, days = training_histories(prepared), purchase_days(prepared).values()
         known = [dates[: len(items)] for dates, items in zip(days, histories)]
@@ -154,8 +152,7 @@ class Recommender:
                 np.save(path / VECTORS, self.vectors)
             files = {file.name: file_sha256(file) for file in sorted(path.iterdir())}
             about = {"settings": self.settings, "weights": self.weights, "files": files}
-            text = json.dumps(about | {"digest": paths.digest(about)}, indent=1)
-            (path / ABOUT).write_text(text, encoding="utf-8")
+            (path / ABOUT).write_text(json.dumps(about | {"digest": paths.digest(about)}, indent=1), encoding="utf-8")
 
         return paths.write_atomically(folder, write)
 
@@ -174,10 +171,7 @@ class Recommender:
         return replace(cls._fit(settings, catalog, purchases, vectors, about["weights"], prepared), removed=removed)
 
     def add_items(self, table: pd.DataFrame) -> None:
-        """Add items that nobody has bought yet: their titles find them at once, nothing is trained again.
-
-        `table` has `asin` and `title`, a row per item; an item that was removed comes back as it was.
-        """
+        """Add items by `asin` and `title`, which finds them at once: nothing is trained. A removed one comes back."""
         table = pd.DataFrame(table)
         if missing := {"asin", "title"} - set(table.columns):
             raise ValueError(f"the table of new items has no column '{min(missing)}': it needs asin and title")
@@ -190,13 +184,13 @@ class Recommender:
             if wrong.any():
                 raise ValueError(f"new item {new['asin'][wrong].iloc[0]!r} {fault}: nothing was added")
         new = new[rows < 0].assign(text=lambda items: items["title"].map(prompts.item_text))
-        settings = {"retriever": "bm25", "encoder": "minilm"} | self.settings
+        retriever, encoder = self.settings["retriever"], self.settings["encoder"]
         if self.vectors is not None:  # what may fail comes before anything changes
-            self.vectors = np.concatenate([self.vectors, encode(new["text"].tolist(), settings["encoder"])])
-            self.signals = _count(settings["system"], self.purchases, self.vectors, self.weights)
+            self.vectors = np.concatenate([self.vectors, encode(new["text"].tolist(), encoder)])
+            self.signals = _count(self.system, self.purchases, self.vectors, self.weights)
         self.removed = np.setdiff1d(self.removed, rows)
         self._take_catalog(pd.concat([self.catalog, new], ignore_index=True))
-        self.index = build_index(settings["retriever"], self._texts, settings["encoder"], vectors=self.vectors)
+        self.index = build_index(retriever, self._texts, encoder, vectors=self.vectors)
 
     def remove_items(self, asins: Sequence[str]) -> None:
         """Recommend these items no more; in a history they still count."""
@@ -206,8 +200,7 @@ class Recommender:
         self.removed = np.union1d(self.removed, rows).astype(np.int64)
 
     def _find_items(self, asins: Sequence[str]) -> np.ndarray:
-        rows = [self._rows.get(asin, [-1])[0] if isinstance(asin, str) else -1 for asin in asins]
-        return np.array(rows, dtype=np.int64)
+        return np.array([self._rows.get(asin, [-1])[0] if isinstance(asin, str) else -1 for asin in asins], np.int64)
 
     def recommend(self, history, k: int = 5, dates=None, hide_seen=True, explain=False) -> pd.DataFrame:
         """Recommend what may come after a history of asins or titles, earliest first; seen items only if asked for.
@@ -215,10 +208,9 @@ class Recommender:
         What had to be adjusted is printed, and kept in the table's `attrs["notes"]`: a misspelt title is read as the
         nearest one, another text is used as it is, and counts as the item with the closest text, an unknown Amazon
         asin is left out, as are items too old for the model's context, and an empty history gets the best-sellers.
-
-        `dates` are those of the purchases, or seconds since 1970; without them all are of one day. `explain` adds a
-        `reason`: what lifts the item most, and the purchase behind it. Returns rank (from 1), asin, title, score
-        (comparable within a list), and the text that found the item, if any; fewer than k where there are no more.
+        Without `dates` (or seconds since 1970) all purchases are of one day; `explain` adds a `reason`: what lifts
+        the item most, and the purchase behind it. Returns rank (from 1), asin, title, score (comparable within a
+        list), and the text that found the item, if any; fewer than k where there are no more.
         """
         table = self._recommend([history], k, None if dates is None else [dates], hide_seen, explain)
         table.attrs["notes"] = [note for _, note in table.attrs["notes"]]
@@ -227,17 +219,11 @@ class Recommender:
         return table[COLUMNS + ["reason"] * explain]
 
     def recommend_many(self, histories: Sequence, k: int = 5, dates: Sequence | None = None) -> pd.DataFrame:
-        """`recommend` for many histories at once, with a column `user`, the history's position from 0, in front.
-
-        `dates` has those of each history; the notes are pairs of a user and what was adjusted.
-        """
+        """`recommend` for many histories, each with its dates; `user`, in front, is the history's position from 0."""
         histories = _as_list(histories)
         if any(isinstance(history, str) for history in histories):
             raise ValueError("recommend_many takes a list of histories: put each into a list of its own")
-        table = self._recommend(histories, k, dates)
-        if table.attrs["notes"]:
-            print(f"{len(table.attrs['notes'])} notes on these histories are in the table's attrs['notes']")
-        return table[["user", *COLUMNS]]
+        return self._recommend(histories, k, dates)[["user", *COLUMNS]]
 
     def _recommend(self, histories: Sequence, k: int, dates, hide_seen=True, explain=False) -> pd.DataFrame:
         check_number(k, "k", 1)
@@ -257,10 +243,10 @@ class Recommender:
                 visitor.notes.append(f"the list is short: {len(items)} items instead of {k}")
         lengths = [len(items) for items, *_ in found]
         items, scores, texts, reasons = (list(chain(*parts)) for parts in zip(*found)) if found else [[]] * 4
-        table = {"user": np.repeat(np.arange(len(found)), lengths), "rank": [*chain(*map(range, lengths))]}
+        ranks = [rank + 1 for length in lengths for rank in range(length)]
+        table = {"user": np.repeat(np.arange(len(found)), lengths), "rank": ranks}
         table |= {column: self.catalog[column].to_numpy()[items] for column in ("asin", "title")}
         table = pd.DataFrame(table | {"score": scores, "text": texts, "reason": reasons})
-        table["rank"] += 1
         table.attrs["notes"] = [(user, note) for user, visitor in enumerate(visitors) for note in visitor.notes]
         return table
 
@@ -336,12 +322,11 @@ class Recommender:
         hits = fusion.fuse(signals, self.weights, task, k, hidden)
         for row, (ranked, scores) in enumerate(zip(*hits)):
             ranked, scores = ranked[ranked >= 0], scores[ranked >= 0]
-            texts = reasons = [""] * len(ranked)
+            texts = [""] * len(ranked)
             if "texts" in self.system:
                 closest = signals["generated"].score_texts(users[row])[:, ranked].argmax(axis=0)
                 texts = [written[row][text] for text in closest]
-            if explain:
-                reasons = self._reasons(signals, task.take(np.array([row])), ranked, texts)
+            reasons = self._reasons(signals, task.take(np.array([row])), ranked, texts) if explain else texts
             yield ranked, scores, texts, list(reasons)
 
     def _reasons(self, signals: dict, task: Task, items: np.ndarray, texts: list[str]) -> Iterator[str]:
@@ -356,12 +341,11 @@ class Recommender:
 
 
 def _count(system: str, purchases: pd.DataFrame, vectors: np.ndarray, weights: dict) -> dict[str, fusion.Signal]:
-    """Fit the signals that have a weight."""
+    """Fit the signals that have a weight; STAR adds the cosines as they are, without a root."""
     names = [name for name in weights if name != "generated"]
     days = {str(user): dates for user, dates in enumerate(purchases["days"])}
     signals = fusion.fit_signals(list(purchases["items"]), vectors, names, days) if names else {}
-    root = {"power": 1} if system == "star" else {}  # STAR adds the cosines as they are
-    return {name: replace(signal, **root) for name, signal in signals.items()}
+    return {name: replace(signal, power=1) for name, signal in signals.items()} if system == "star" else signals
 
 
 def _choose_weights(prepared: Prepared, vectors: np.ndarray | None, settings: dict) -> dict[str, float]:
@@ -385,11 +369,9 @@ def _choose_weights(prepared: Prepared, vectors: np.ndarray | None, settings: di
     return {name: shares["fused"] * weight for name, weight in weights.items()} | {"generated": shares["generated"]}
 
 
-def _embed(
-    users: Sequence[str], texts: Sequence[list[str]], vectors: np.ndarray, encoder: str
-) -> fusion.GeneratedTexts:
-    bounds = np.cumsum([len(own) for own in texts])[:-1]
-    return fusion.GeneratedTexts(dict(zip(users, np.split(encode(list(chain(*texts)), encoder), bounds))), vectors)
+def _embed(users: Sequence, texts: Sequence, vectors: np.ndarray, encoder: str) -> fusion.GeneratedTexts:
+    parts = np.split(encode(list(chain(*texts)), encoder), np.cumsum([len(own) for own in texts])[:-1])
+    return fusion.GeneratedTexts(dict(zip(users, parts)), vectors)
 
 
 def _open_model(prepared: Prepared, settings: dict, catalog_texts: list[str]) -> tuple[Callable, Callable]:
@@ -402,8 +384,8 @@ def _open_model(prepared: Prepared, settings: dict, catalog_texts: list[str]) ->
     trie = CatalogTrie(catalog_texts, tokenizer) if strategy.constrained else None
     length = read_run(prepared.paths, settings["model"])["settings"]["max_seq_length"]  # as in training
     write_texts = partial(generate, network, tokenizer, strategy=strategy, max_seq_length=length, trie=trie)
-    room = length - strategy.max_new_tokens
-    return write_texts, partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=room)
+    fit_history = partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=length - strategy.max_new_tokens)
+    return write_texts, fit_history
 
 
 def _read_folder(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, np.ndarray | None]:

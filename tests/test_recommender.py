@@ -323,7 +323,7 @@ def test_unknown_items_stand_for_the_closest_and_unknown_asins_for_nothing(serve
     assert table["asin"][:4].tolist() == one["asin"].tolist()
 
 
-def test_many_histories_of_all_kinds(served, store, capsys):
+def test_many_histories_of_all_kinds(served, store):
     kinds = [store.histories[0], [], ["B0NOTTHERE"], [store.histories[1][0]]]
     table = served["fused"].recommend_many(kinds, k=3)
     assert (
@@ -332,7 +332,7 @@ def test_many_histories_of_all_kinds(served, store, capsys):
     )
     best = served["most-popular"].recommend([], k=3)["asin"].tolist()
     assert table["asin"][3:6].tolist() == table["asin"][6:9].tolist() == best
-    assert [user for user, _ in table.attrs["notes"]] == [1, 2, 2] and "3 notes" in capsys.readouterr().out
+    assert [user for user, _ in table.attrs["notes"]] == [1, 2, 2]
     assert served["fused"].recommend_many([]).empty
     with pytest.raises(ValueError, match="takes a list of histories"):
         served["fused"].recommend_many(["Rose Soap", "Mint Soap"])
