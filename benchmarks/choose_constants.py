@@ -77,7 +77,7 @@ def main() -> None:
         prepared = raw_data.prepare(options.dataset, options.raw_dir, data_dir, progress=False)
         vectors = encode(prepared.catalog["text"].tolist(), cache_dir=options.cache_dir)
         for seed in options.seeds:
-            rows = vary(prepared, vectors, seed).assign(dataset=options.dataset).round(4)
+            rows = vary(prepared, vectors, seed).assign(dataset=options.dataset).round(4).astype({"num_users": int})
             upsert_rows(RESULTS, rows, ["dataset", "constant", "value", "seed"])
 
 
