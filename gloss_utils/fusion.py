@@ -33,7 +33,7 @@ FUSION = (
     "popularity",
 )
 
-# Set by hand on Beauty, before Toys was at hand; whether only validation users were looked at is not recorded.
+# Set by hand on Beauty, before Toys; by which users' results is not recorded. Chapter 07 varies four of them.
 WALK_NEIGHBOURS = 100  # random_walk keeps an item's closest items only, which is ten times faster
 WALK_HISTORY = 5  # random_walk and skip_transitions start from so many items; STAR's 3 is the paper's
 SKIP_REACH = 6  # skip_transitions: up to how many purchases later an item still follows
