@@ -8,7 +8,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_is_short_and_has_no_blanks_left():
-    assert len(README.splitlines()) < 130
+    assert len(README.splitlines()) < 160
     assert not re.search(r"@[A-Z]\w*@|TODO|TBD|XXX", README)
 
 
