@@ -279,11 +279,11 @@ def join_parts(job: Job, count: int, final: Path) -> None:
 # Interactions to splits
 
 
-def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 300_000) -> dict[str, int]:
+def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 100_000) -> dict[str, int]:
     """Write `train`, `validation` and `test.parquet` as `splits.build_splits` builds them, some users at a time.
 
-    The texts of all users together take ten times the room of the interactions; a piece numbers the whole catalog
-    anew, so it is not small. Returns the rows of each.
+    The texts of all users together take ten times the room of the interactions. Every piece looks its items up in
+    the whole catalog, so larger pieces are faster and take more memory. Returns the rows of each.
     """
     table = pq.read_table(interactions, read_dictionary=["reviewer_id", "asin"]).combine_chunks()
     codes = table["reviewer_id"].chunk(0).indices.to_numpy()
