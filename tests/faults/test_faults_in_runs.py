@@ -236,6 +236,7 @@ def test_ctrl_c_is_one_line(toy_course, tmp_path):
     deadline = time.monotonic() + 120
     while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    time.sleep(1)  # the file is there an instant before the cell sleeps
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the runner and to the kernel
     said = child.communicate(timeout=60)[1]
     assert said.strip().splitlines()[-1] == "course: stopped; the same command goes on where it was"
