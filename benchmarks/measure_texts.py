@@ -19,10 +19,11 @@ import pandas as pd
 from keep_measured import pair
 
 from gloss_utils import baselines, fusion, ranking, splits
-from gloss_utils.dense import DenseIndex, encode
+from gloss_utils.dense import DenseIndex
 from gloss_utils.metrics import System, evaluate, name_system, save_results
 from gloss_utils.paths import write_atomically
 from gloss_utils.queries import load_queries
+from gloss_utils.recommender import embed_texts
 from gloss_utils.retrieval import BM25Index, Hits, HybridIndex, Index
 from gloss_utils.splits import Prepared, Task
 
@@ -57,10 +58,8 @@ def read_texts(prepared: Prepared, model: str, split: str, vectors: np.ndarray) 
 
 def text_signal(records: list[dict], vectors: np.ndarray) -> fusion.GeneratedTexts:
     """The texts of some users as a signal of the fused ranking (chapter 07)."""
-    texts = [text for record in records for text in record["generated_sequences"]]
-    bounds = np.cumsum([len(record["generated_sequences"]) for record in records])[:-1]
-    of_users = np.split(encode(texts, ENCODER), bounds)
-    return fusion.GeneratedTexts(dict(zip([record["reviewer_id"] for record in records], of_users)), vectors)
+    users, texts = ([record[name] for record in records] for name in ("reviewer_id", "generated_sequences"))
+    return embed_texts(users, texts, vectors, ENCODER)
 
 
 def build_indexes(prepared: Prepared) -> dict[str, Index]:
@@ -108,7 +107,12 @@ def measure_rivals(task: Task, indexes: dict[str, Index], histories: list[np.nda
             measured[System("lis", retriever=retriever, policy=policy)] = baselines.lis(task, index, 10, drop)
     counts = baselines.cooccurrence(histories, len(vectors))
     measured[System("star", retriever=f"dense-{ENCODER}")] = baselines.star(task, vectors, counts).items
-    return {system: evaluate(items, task.targets, (5, 10), task.reviewer_ids) for system, items in measured.items()}
+    return evaluate_lists(measured, task)
+
+
+def evaluate_lists(lists: dict[System, np.ndarray], task: Task) -> dict[System, pd.DataFrame]:
+    """The per-user metrics of each system's items."""
+    return {system: evaluate(items, task.targets, (5, 10), task.reviewer_ids) for system, items in lists.items()}
 
 
 def equal_votes(*lists: Hits) -> np.ndarray:
@@ -215,10 +219,7 @@ def main() -> None:
     chosen = measure_rules(prepared, model, "validation", validation, indexes, weight)
     tables = measure_rules(prepared, model, "test", test, indexes, weight)
     rivals = measure_rivals(test.task, indexes, splits.training_histories(prepared))
-    fused = fuse_texts(prepared, vectors, model, test, validation)
-    fused = {
-        system: evaluate(items, test.task.targets, (5, 10), test.task.reviewer_ids) for system, items in fused.items()
-    }
+    fused = evaluate_lists(fuse_texts(prepared, vectors, model, test, validation), test.task)
     about = f"{len(test.task):,} seeded test users with texts: {describe(prepared, test)}"
     about += f"; CALRec's weight {weight} from {len(validation.task):,} validation users"
     note = "; ".join(filter(None, (about, options.note)))

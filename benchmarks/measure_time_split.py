@@ -9,7 +9,6 @@ data/measured_shop.csv; `--sasrec` trains chapter 07's SASRec on the same purcha
 """
 
 import argparse
-import ast
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,11 +17,11 @@ from functools import partial
 from itertools import chain
 
 import keep_measured
-import nbformat
 import numpy as np
 import pandas as pd
+from lessons import lesson
 
-from gloss_utils import baselines, fusion, metrics, raw_data, splits
+from gloss_utils import baselines, fusion, raw_data, splits
 from gloss_utils.dense import encode
 from gloss_utils.metrics import compare, evaluate, summarize
 from gloss_utils.paths import PROJECT_ROOT
@@ -41,7 +40,7 @@ COUNTED = ("most popular", "STAR", "fused")  # what counting anew can change
 LEAST_USERS = 30  # of a part: an interval over fewer says nothing
 COMMON_SHARE = 0.5  # the most bought items that together make up this share of the purchases are no long tail
 OVERLAP_PAIRS = 10_000
-SASREC = {"SASRec", "pad", "SASRecSignal", "train_epoch", "train_sasrec", "evaluate"}  # of chapter 07's cells
+SASREC = ("SASRec", "pad", "SASRecSignal", "train_epoch", "train_sasrec", "evaluate")  # of chapter 07's cells
 MOST_USERS = 3000  # who choose the weights
 
 
@@ -167,6 +166,11 @@ class Fitted:
         return fusion.fuse(self.signals, weights, task).items
 
 
+def evaluate_lists(ranked: Mapping[str, np.ndarray], task: Task) -> dict[str, pd.DataFrame]:
+    """The per-user metrics of each system's items."""
+    return {name: evaluate(items, task.targets, reviewer_ids=task.reviewer_ids) for name, items in ranked.items()}
+
+
 def describe(split: str, part: str, per_user: Mapping[str, pd.DataFrame], pairs=PAIRS) -> pd.DataFrame:
     """A row per system and metric, and per paired difference, each with its interval over users."""
     rows = [summarize(table).assign(system=name) for name, table in per_user.items()]
@@ -220,7 +224,7 @@ def measure_last(prepared: splits.Prepared, vectors: np.ndarray, index: BM25Inde
     fitted = Fitted.fit(dict(zip(ids, histories)), days, weights, vectors, index)
     task = splits.load_task(prepared)
     ranked = fitted.rank(task)
-    per_user = {name: evaluate(items, task.targets, reviewer_ids=task.reviewer_ids) for name, items in ranked.items()}
+    per_user = evaluate_lists(ranked, task)
     target_day = np.array([days[str(user)][-1] for user in task.reviewer_ids])
     known = np.sort(np.concatenate([dates[: len(items)] for dates, items in zip(days.values(), histories)]))
     later = 1 - np.searchsorted(known, target_day, side="right") / len(known)
@@ -245,7 +249,7 @@ def measure_time(past: Past, interactions, vectors, index: BM25Index, share: flo
     fitted = Fitted.fit(past.histories, past.days, weights, vectors, index)
     counts, test = past.counts, past.test
     ranked = fitted.rank(test) | fitted.rank(test, HALVES.values())
-    per_user = {name: evaluate(items, test.targets, reviewer_ids=test.reviewer_ids) for name, items in ranked.items()}
+    per_user = evaluate_lists(ranked, test)
     cold, lengths = counts[test.targets] == 0, np.array([len(items) for items in test.seen_items])
     parts = {"all": cold | True, "target bought before": ~cold, "target never bought": cold}
     parts |= {"one purchase": lengths == 1, "two or more": lengths > 1}
@@ -324,29 +328,10 @@ def measure_knowing_others(past: Past, interactions, fitted: Fitted, fused: pd.D
     return describe(TIME, "all", tables, [(knowing, "fused")]).query("system != 'fused'")
 
 
-def lesson(chapter: str, names: set[str], namespace: dict) -> dict:
-    """Define functions and classes of a chapter's cells in a namespace: the lesson holds them, not the package."""
-    notebook = nbformat.read(PROJECT_ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            kept = [node for node in ast.parse(cell.source).body if getattr(node, "name", None) in names]
-            exec(compile(ast.Module(kept, []), chapter, "exec"), namespace)
-    if missing := names - set(namespace):
-        raise ValueError(f"chapter {chapter} has no {', '.join(sorted(missing))}: its cells were renamed")
-    return namespace
-
-
 def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, epochs: int) -> pd.DataFrame:
     """SASRec of chapter 07, trained on the known purchases but some users' last ones, which stop it and fuse it."""
-    import torch
-    from torch import nn
-
-    from gloss_utils.resources import has_fast_bf16
-
     shorter, held_out = hold_out(past)
-    cells = {"torch": torch, "nn": nn, "np": np, "pd": pd, "dataclass": dataclass, "fusion": fusion, "SEED": 42}
-    cells |= {"metrics": metrics, "has_fast_bf16": has_fast_bf16, "num_items": len(vectors)}
-    train_sasrec = lesson("07_beyond_text", SASREC, cells)["train_sasrec"]
+    train_sasrec = lesson("07_beyond_text", *SASREC, SEED=42, num_items=len(vectors)).train_sasrec
     sasrec, log = train_sasrec(list(shorter.values()), held_out, epochs)
     print(log.round(4).to_string(index=False), flush=True)
     choosing = fusion.fit_signals(list(shorter.values()), vectors, fusion.FUSION, past.days) | {"sasrec": sasrec}
@@ -358,7 +343,7 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
     signals, test = fitted | {"sasrec": sasrec}, past.test
     ranked = {name: fusion.fuse(signals, chosen, test).items for name, chosen in weights.items()}
     ranked["STAR"] = baselines.star(test, vectors, signals["cooccurrence"].matrices[0]).items
-    per_user = {name: evaluate(items, test.targets, reviewer_ids=test.reviewer_ids) for name, items in ranked.items()}
+    per_user = evaluate_lists(ranked, test)
     pairs = [("SASRec", "STAR"), ("fused", "SASRec"), ("fused + SASRec", OF_LAST)]
     rows = describe(TIME, "all", per_user, pairs)
     cold = past.counts[test.targets] == 0

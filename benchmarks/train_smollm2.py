@@ -4,7 +4,7 @@
     python benchmarks/measure_texts.py beauty --data-dir <folder>
 
 The run of data/adapters/smollm2-135m-beauty, with its settings; a run that was cut off goes on. Everything is a call
-of the package: notebook 03 calls the same `finetune`, but always quantizes the base, which is slower on a CPU.
+of the package: notebook 03 calls the same `finetune`, whose METHOD "lora" is faster on a CPU than its default.
 """
 
 import argparse
@@ -38,28 +38,25 @@ SETTINGS = TrainingSettings(
     patience=100,
     validation_users=64,
 )
+CUT = {"max_seq_length": SETTINGS.max_seq_length, "truncation": SETTINGS.truncation}  # prompts as in training
 ADAPTERS = PROJECT_ROOT / "data/adapters"
 APPENDIX_F = "A10AIIMNYUD5AG"  # the one whose texts the paper prints, by history and target
 USERS = {"validation": 500, "test": 3000}  # who get texts: seeded draws
 
 
-def write_texts(prepared: splits.Prepared, batch_size: int) -> None:
+def write_texts(prepared: splits.Prepared, model, tokenizer, batch_size: int) -> None:
     """Five beams for the drawn users of both splits."""
-    model, tokenizer = language_models.load_finetuned(prepared.paths, SMOLLM2)
-    options = {"max_seq_length": SETTINGS.max_seq_length, "truncation": SETTINGS.truncation}
     for split, count in USERS.items():
         task = splits.sample_users(splits.load_task(prepared, split), count)
         queries.generate_split(
-            prepared, task, model, tokenizer, model_name=SMOLLM2, split=split, batch_size=batch_size, **options
+            prepared, task, model, tokenizer, model_name=SMOLLM2, split=split, batch_size=batch_size, **CUT
         )
 
 
-def write_one(prepared: splits.Prepared, folder: Path) -> None:
+def write_one(prepared: splits.Prepared, model, tokenizer, folder: Path) -> None:
     """What the model writes for the customer of the paper's appendix F, into one_user.csv."""
-    model, tokenizer = language_models.load_finetuned(prepared.paths, SMOLLM2)
     user, titles = splits.load_task(prepared).subset([APPENDIX_F]), prepared.catalog["text"]
-    options = {"max_seq_length": SETTINGS.max_seq_length, "truncation": SETTINGS.truncation}
-    found = generation.generate(model, tokenizer, user.prompts, "beam5", **options)[0]
+    found = generation.generate(model, tokenizer, user.prompts, "beam5", **CUT)[0]
     rows = [("bought", text, None) for text in titles[user.seen_items[0]]]
     rows += [("written", *pair) for pair in zip(found.texts, found.scores)]
     rows += [("bought next", titles[user.targets[0]], None)]
@@ -104,9 +101,10 @@ def main() -> None:
     if not paths.run_json(SMOLLM2).exists():
         finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True)
     pack(paths, folder)
+    model, tokenizer = language_models.load_finetuned(paths, SMOLLM2)
     if options.dataset == "beauty":
-        write_one(prepared, folder)
-    write_texts(prepared, options.batch_size)
+        write_one(prepared, model, tokenizer, folder)
+    write_texts(prepared, model, tokenizer, options.batch_size)
 
 
 if __name__ == "__main__":

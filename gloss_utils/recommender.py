@@ -230,12 +230,11 @@ class Recommender:
         histories, depth = list(map(_check_history, histories)), min(k, len(self.catalog))
         visitors = list(map(self._read_history, histories, _read_dates(dates, histories)))
         hidden = [np.array([*visitor.seen * bool(hide_seen), *self.removed], dtype=np.int64) for visitor in visitors]
-        found = [self._best_sellers(items, depth) for items in hidden]
         known = [row for row, visitor in enumerate(visitors) if visitor.texts and self.system != "most-popular"]
         search = {"lis": self._search_last, "texts": self._search_written}.get(self.system, self._sum_signals)
         asked = [visitors[row] for row in known], [hidden[row] for row in known], depth, explain
-        for row, own in zip(known, search(*asked) if known else ()):
-            found[row] = own
+        answers = dict(zip(known, search(*asked) if known else ()))
+        found = [answers.get(row) or self._best_sellers(items, depth) for row, items in enumerate(hidden)]
         for visitor, (items, *_) in zip(visitors, found):
             if not visitor.texts:
                 visitor.notes.append("the history is empty: these are the store's most popular items")
@@ -318,7 +317,7 @@ class Recommender:
             signals["time_decayed"] = replace(signals["time_decayed"], days=days)
         if "texts" in self.system:
             written = [texts for texts, _ in self._write(visitors)]
-            signals["generated"] = _embed(users, written, self.vectors, self.settings["encoder"])
+            signals["generated"] = embed_texts(users, written, self.vectors, self.settings["encoder"])
         hits = fusion.fuse(signals, self.weights, task, k, hidden)
         for row, (ranked, scores) in enumerate(zip(*hits)):
             ranked, scores = ranked[ranked >= 0], scores[ranked >= 0]
@@ -362,14 +361,15 @@ def _choose_weights(prepared: Prepared, vectors: np.ndarray | None, settings: di
     queries = prepared.paths.queries(settings["model"], settings["strategy"], "validation")
     records = load_queries(queries, prepared)
     users = [record["reviewer_id"] for record in records]
-    texts = _embed(users, [record["generated_sequences"] for record in records], vectors, settings["encoder"])
+    texts = embed_texts(users, [record["generated_sequences"] for record in records], vectors, settings["encoder"])
     pair = {"fused": fusion.WeightedSum(signals, weights), "generated": texts}
     task = load_task(prepared, "validation").subset(users)
     shares = fusion.choose_weights(fusion.gather_candidates(pair, task))
     return {name: shares["fused"] * weight for name, weight in weights.items()} | {"generated": shares["generated"]}
 
 
-def _embed(users: Sequence, texts: Sequence, vectors: np.ndarray, encoder: str) -> fusion.GeneratedTexts:
+def embed_texts(users: Sequence, texts: Sequence, vectors: np.ndarray, encoder: str) -> fusion.GeneratedTexts:
+    """Each user's texts as a signal of the fused ranking; `vectors` are the catalog's."""
     parts = np.split(encode(list(chain(*texts)), encoder), np.cumsum([len(own) for own in texts])[:-1])
     return fusion.GeneratedTexts(dict(zip(users, parts)), vectors)
 

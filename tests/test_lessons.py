@@ -1,44 +1,18 @@
 """What a chapter builds in its own cells, run from the notebook and checked against numbers worked out elsewhere."""
 
-import ast
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from tiny_model import TITLES, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.lessons import lesson
 from gloss_utils import segments
+from gloss_utils.paths import PROJECT_ROOT
 from gloss_utils.splits import Task
-
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-
-
-def bound_names(statement: ast.stmt) -> set[str]:
-    """Names that a statement of a cell binds: a function, a class, or the targets of an assignment."""
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-        return {statement.name}
-    targets = statement.targets if isinstance(statement, ast.Assign) else []
-    return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
-
-
-def lesson(stem: str, *names: str) -> SimpleNamespace:
-    """Run what binds these names in a chapter's cells, with the imports that it needs, and nothing else."""
-    cells = [cell for cell in nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4).cells if cell.cell_type == "code"]
-    statements = [statement for cell in cells for statement in ast.parse(cell.source).body]
-    kept = [statement for statement in statements if bound_names(statement) & set(names)]
-    used = {node.id for statement in kept for node in ast.walk(statement) if isinstance(node, ast.Name)}
-    imports = [statement for statement in statements if isinstance(statement, ast.Import | ast.ImportFrom)]
-    for statement in imports:
-        statement.names = [alias for alias in statement.names if (alias.asname or alias.name) in used]
-    body = [statement for statement in imports if statement.names] + kept
-    namespace = {}
-    exec(compile(ast.Module(body, []), stem, "exec"), namespace)
-    return SimpleNamespace(**{name: namespace[name] for name in names})
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +65,7 @@ def simple(request):
     """Section 2.2: draws in proportion to weights, the last items again; and the benchmark's, for all of Amazon."""
     if request.param == "chapter 02":
         return lesson("02_lis_baselines", "draw_items", "repeat_last")
-    sys.path.insert(0, str(NOTEBOOKS.parent / "benchmarks"))
+    sys.path.insert(0, str(PROJECT_ROOT / "benchmarks"))
     import measure_baselines
 
     sys.path.pop(0)

@@ -124,14 +124,10 @@ def test_overlap_counts_common_items_not_common_places(measuring):
 
 
 def test_sasrec_is_read_from_the_chapter_that_teaches_it(measuring):
-    pytest.importorskip("torch")
-    import torch
-    from torch import nn
-
-    names = measuring.lesson("07_beyond_text", {"SASRec", "pad"}, {"torch": torch, "nn": nn})
-    assert names["SASRec"](5, width=4, length=3)(names["pad"]([[0, 1], [2]], 5)).shape == (2, 2, 4)
+    made = measuring.lesson("07_beyond_text", "SASRec", "pad")
+    assert made.SASRec(5, width=4, length=3)(made.pad([[0, 1], [2]], 5)).shape == (2, 2, 4)
     with pytest.raises(ValueError, match="no such_cell"):
-        measuring.lesson("07_beyond_text", {"such_cell"}, {})
+        measuring.lesson("07_beyond_text", "such_cell")
 
 
 def test_a_dataset_without_dates_is_refused(measuring, monkeypatch):

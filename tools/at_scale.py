@@ -90,10 +90,10 @@ class Worker:
         self.prepared = splits.load_prepared(job.dataset, job.data_dir)
         self.catalog = self.prepared.catalog
         self.index = retrieval.BM25Index(self.catalog["text"].tolist())
-        length = language_models.read_run(self.prepared.paths, job.model)["settings"]["max_seq_length"]
-        self.options = {"max_seq_length": length}
+        settings = language_models.read_run(self.prepared.paths, job.model)["settings"]
+        self.options = {name: settings[name] for name in ("max_seq_length", "truncation")}  # prompts as in training
         if job.engine == "vllm":
-            self.model = vllm_engine.load(self.prepared.paths, job.model, length)
+            self.model = vllm_engine.load(self.prepared.paths, job.model, settings["max_seq_length"])
             adapter = language_models.find_adapter(self.prepared.paths, job.model)
             self.tokenizer = language_models.load_tokenizer(str(adapter))
         else:
