@@ -5,7 +5,7 @@
 Everything is fitted on what was bought before the date that has `--share` of the interactions before it: items are
 numbered, counts are made and weights are chosen without a later row. Each user's next purchase is the target.
 The catalog is whole: titles that nobody has bought yet stand in it, with text as their only trace. Writes
-data/measured_shop.csv; `--sasrec` trains chapter 07's SASRec on the same purchases and writes its rows too.
+data/measured_shop.csv; `--sasrec` trains chapter 07's SASRec and trees on the same purchases and writes their rows.
 """
 
 import argparse
@@ -41,6 +41,8 @@ LEAST_USERS = 30  # of a part: an interval over fewer says nothing
 COMMON_SHARE = 0.5  # the most bought items that together make up this share of the purchases are no long tail
 OVERLAP_PAIRS = 10_000
 SASREC = ("SASRec", "pad", "SASRecSignal", "train_epoch", "train_sasrec", "evaluate")  # of chapter 07's cells
+TREES = ("describe", "learn", "rank_learned")
+TITLED, MOST_TREES = "SASRec + titles", 300
 MOST_USERS = 3000  # who choose the weights
 
 
@@ -329,27 +331,38 @@ def measure_knowing_others(past: Past, interactions, fitted: Fitted, fused: pd.D
 
 
 def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, epochs: int) -> pd.DataFrame:
-    """SASRec of chapter 07, trained on the known purchases but some users' last ones, which stop it and fuse it."""
+    """Chapter 07's SASRec with titles and its trees, fitted on the known purchases.
+
+    Some users' last known purchases are held out: they stop the training, fit the sum and teach the trees.
+    """
     shorter, held_out = hold_out(past)
-    train_sasrec = lesson("07_beyond_text", *SASREC, SEED=42, num_items=len(vectors)).train_sasrec
-    sasrec, log = train_sasrec(list(shorter.values()), held_out, epochs)
+    chapter = lesson("07_beyond_text", *SASREC, *TREES, SEED=42, num_items=len(vectors))
+    sasrec, log = chapter.train_sasrec(list(shorter.values()), held_out, epochs, vectors)
     print(log.round(4).to_string(index=False), flush=True)
     choosing = fusion.fit_signals(list(shorter.values()), vectors, fusion.FUSION, past.days) | {"sasrec": sasrec}
     candidates = fusion.gather_candidates(choosing, held_out)
-    weights = {"SASRec": {"sasrec": 1.0}, "fused + SASRec": fusion.choose_weights(candidates)}
+    weights = {TITLED: {"sasrec": 1.0}, f"fused + {TITLED}": fusion.choose_weights(candidates)}
     weights[OF_LAST] = fusion.choose_weights(candidates, fusion.FUSION)
     weights["fused"] = weights_by_date(past, interactions, vectors, share)
     fitted = fusion.fit_signals(list(past.histories.values()), vectors, fusion.FUSION, past.days)
     signals, test = fitted | {"sasrec": sasrec}, past.test
     ranked = {name: fusion.fuse(signals, chosen, test).items for name, chosen in weights.items()}
     ranked["STAR"] = baselines.star(test, vectors, signals["cooccurrence"].matrices[0]).items
+    of_sum = np.array([weights[f"fused + {TITLED}"][name] for name in signals])
+    trees, _ = chapter.learn(choosing, of_sum, held_out, MOST_TREES)
+    ranked["learned ranking"] = chapter.rank_learned(trees, signals, of_sum, test).items
     per_user = evaluate_lists(ranked, test)
-    pairs = [("SASRec", "STAR"), ("fused", "SASRec"), ("fused + SASRec", OF_LAST)]
-    rows = describe(TIME, "all", per_user, pairs)
+    pairs = [(TITLED, "STAR"), ("fused", TITLED), (f"fused + {TITLED}", OF_LAST)]
+    pairs += [("learned ranking", f"fused + {TITLED}"), ("learned ranking", "fused")]
     cold = past.counts[test.targets] == 0
-    rows = pd.concat([rows, describe(TIME, "target never bought", {"SASRec": per_user["SASRec"][cold]})])
-    lists = count(TIME, "lists", "SASRec", len(test), **beyond_accuracy(ranked["SASRec"], past.counts))
-    return pd.concat([rows[rows["system"].str.contains("SASRec")], lists])
+    of_cold = {name: per_user[name][cold] for name in (TITLED, "learned ranking")}
+    rows = pd.concat([describe(TIME, "all", per_user, pairs), describe(TIME, "target never bought", of_cold)])
+    lists = [
+        count(TIME, "lists", name, len(test), **beyond_accuracy(ranked[name], past.counts))
+        for name in (TITLED, "learned ranking")
+    ]
+    new = rows["system"].str.contains("SASRec|learned")
+    return pd.concat([rows[new], *lists])
 
 
 def main() -> None:

@@ -175,3 +175,62 @@ def test_a_system_is_a_row_and_a_supported_best_segment_has_a_star(tables):
     assert table.index.tolist() == ["GLoSS", "LIS"]
     assert table.loc["GLoSS", "regular"] == "1.0000 [1.0000, 1.0000]*"
     assert "*" not in "".join(table.loc["LIS"])
+
+
+@pytest.fixture(scope="module")
+def ranker():
+    """Section 7.11: rows of candidates, trees that correct a sum of signals, and their ranking; for six items."""
+    return lesson("07_beyond_text", "describe", "learn", "rank_learned", num_items=6, SEED=42)
+
+
+class Known:
+    """A signal with given scores per user and item."""
+
+    def __init__(self, scores):
+        self.scores = {str(user): np.float32(row) for user, row in enumerate(scores)}
+
+    def score(self, task):
+        return np.stack([self.scores[user] for user in task.reviewer_ids])
+
+
+def users_of(seen, targets):
+    count = len(targets)
+    return Task(np.arange(count).astype(str), [""] * count, [np.array(items) for items in seen], np.array(targets))
+
+
+def test_candidates_by_hand(ranker):
+    """An item that a signal scores above zero is a candidate, unless it was bought; each gets its columns."""
+    signals = {"a": Known([[4, 2, 0, 0, 0, 9]]), "b": Known([[0, 0, 0, 0.5, 0, 0]])}
+    users, items, columns = ranker.describe(signals, users_of([[5]], [0]))
+    assert users.tolist() == [0, 0, 0] and items.tolist() == [0, 1, 3]
+    np.testing.assert_allclose(columns[:, :2], [[4, 0], [2, 0], [0, 0.5]])
+    np.testing.assert_allclose(columns[:, 2:4], [[1, 0], [0.5, 0], [0, 1]], atol=1e-6)
+    assert columns[:, 4].tolist() == [1, 1, 1]
+
+
+def test_trees_learn_what_a_sum_cannot_say(ranker):
+    """The target is the item on which both signals agree most: no weighted sum of them finds that."""
+    rng = np.random.default_rng(0)
+    one, two = rng.uniform(0.1, 1, (2, 600, 6))
+    targets = np.abs(one - two)[:, 1:].argmin(axis=1) + 1  # item 0 was bought
+    task, signals = users_of([[0]] * 600, targets), {"one": Known(one), "two": Known(two)}
+    weights = np.array([1.0, 1.0])
+    trees, curve = ranker.learn(signals, weights, task, most=60)
+    half = task.take(np.arange(300))
+    ranked = ranker.rank_learned(trees, signals, weights, half, k=1, block=7).items
+    sums = np.where(np.arange(6) == 0, -np.inf, one + two)[:300].argmax(axis=1)
+    assert not (ranked == 0).any() and max(curve) > curve[0]
+    assert (ranked[:, 0] == targets[:300]).mean() > (sums == targets[:300]).mean() + 0.2
+    again, _ = ranker.learn(signals, weights, task, most=60)
+    assert again.model_to_string() == trees.model_to_string()
+
+
+def test_an_items_vector_is_its_own_plus_its_titles():
+    import torch
+
+    made = lesson("07_beyond_text", "SASRec")
+    titles = np.eye(3, 4, dtype=np.float32)
+    model = made.SASRec(3, titles, width=2, heads=1)
+    expected = model.items.weight[:3] + torch.tensor(titles) @ model.titles.weight.T
+    torch.testing.assert_close(model.table()[:3], expected)
+    assert torch.equal(model.table()[3], model.items.weight[3])  # the row that pads has no title

@@ -165,6 +165,14 @@ def test_another_job_in_the_same_folder_is_refused(job):
     at_scale.recommend(at_scale.Job(**vars(job) | {"workers": 0, "gpus": 1.0}))  # these may change
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("policy", "scor"), ("strategy", "beam"), ("engine", "vlm"), ("k", 0)])
+def test_a_wrong_name_is_refused_before_a_worker_starts(job, name, wrong):
+    """It came out of a worker, wrapped in Ray's own error, after the folder was begun."""
+    with pytest.raises(ValueError, match=name):
+        at_scale.recommend(at_scale.Job(**vars(job) | {name: wrong}))
+    assert not job.folder.exists()
+
+
 @pytest.mark.parametrize(("names", "twice"), [(["u2", "u1"], False), (["u1", "u1"], True)])
 def test_users_out_of_order_are_refused(tmp_path, names, twice):
     path = tmp_path / "users.parquet"

@@ -32,7 +32,7 @@ import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from gloss_utils import prompts, splits  # noqa: E402
-from gloss_utils.paths import check_number, file_sha256, read_json, show, write_atomically  # noqa: E402
+from gloss_utils.paths import check_choice, check_number, file_sha256, read_json, show, write_atomically  # noqa: E402
 
 HITS = 20  # per text, as in notebook 05
 LISTS = pa.schema(
@@ -167,13 +167,25 @@ def recommend(job: Job) -> Path:
     return final
 
 
+def check(job: Job) -> None:
+    """Refuse wrong names and numbers before a worker starts: what one raises there comes wrapped in words of Ray."""
+    from gloss_utils import ranking
+    from gloss_utils.generation import get_strategy
+    from gloss_utils.queries import ENGINES
+
+    check_number(job.batch, "batch", 1)
+    check_number(job.k, "k", 1)
+    check_choice(job.policy, ranking.POLICIES, "policy")
+    check_choice(job.engine, ENGINES, "engine")
+    get_strategy(job.strategy)
+
+
 def cut_users(job: Job) -> int:
     """Cut the users into batches, a row each of `work.parquet`, or find them cut; returns how many there are.
 
     A folder that was begun with another job is refused.
     """
-    check_number(job.batch, "batch", 1)
-    check_number(job.k, "k", 1)
+    check(job)
     prepared = splits.load_prepared(job.dataset, job.data_dir)
     asked = {name: value for name, value in asdict(job).items() if name not in ("users", "out", "workers", "gpus")}
     asked |= {"users": file_sha256(Path(job.users)), "data": prepared.fingerprint}
@@ -282,13 +294,13 @@ def join_parts(job: Job, count: int, final: Path) -> None:
 def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 100_000) -> dict[str, int]:
     """Write `train`, `validation` and `test.parquet` as `splits.build_splits` builds them, some users at a time.
 
-    The texts of all users together take ten times the room of the interactions. Every piece looks its items up in
-    the whole catalog, so larger pieces are faster and take more memory. Returns the rows of each.
+    The texts of all users together take ten times the room of the interactions. Returns the rows of each.
     """
     table = pq.read_table(interactions, read_dictionary=["reviewer_id", "asin"]).combine_chunks()
-    codes = table["reviewer_id"].chunk(0).indices.to_numpy()
-    bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1))
-    names = table["reviewer_id"].chunk(0).dictionary.to_pylist()
+    users_of, asins = (table[name].chunk(0) for name in ("reviewer_id", "asin"))
+    bounds = np.flatnonzero(np.diff(users_of.indices.to_numpy(), prepend=-1, append=-1))
+    names = users_of.dictionary.to_pylist()
+    items = pd.Index(catalog["asin"]).get_indexer(asins.dictionary.to_pylist())[asins.indices.to_numpy()]
     drawn = splits.draw_validation_users(names)
     plain = pq.read_schema(interactions)
     writers, rows = {}, {}
@@ -297,7 +309,10 @@ def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users:
         for first in range(0, len(bounds) - 1, users):
             start, stop = bounds[first], bounds[min(first + users, len(bounds) - 1)]
             part = table[start:stop].cast(plain).to_pandas()
-            made = splits.build_splits(part, catalog, drawn)
+            bought = catalog.iloc[
+                np.unique(items[start:stop])
+            ]  # to look items up in all of it, in every piece, is slow
+            made = splits.build_splits(part, bought, drawn)
             for name, dataset in made.items():
                 written = dataset.data.table
                 if name not in writers:
