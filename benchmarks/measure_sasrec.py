@@ -28,7 +28,7 @@ def cells_of(chapter: Path, sections: tuple[str, ...]) -> list[str]:
     for cell in json.loads(chapter.read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            heads = [line.split()[1] for line in source.splitlines() if line.startswith("## 7.")]
+            heads = [line.split()[1] for line in source.splitlines() if line.startswith("## ")]
             section = heads[-1] if heads else section
         elif section in sections and not any(words in source for words in LEFT_OUT):
             found.append(source)
@@ -38,7 +38,8 @@ def cells_of(chapter: Path, sections: tuple[str, ...]) -> list[str]:
 def run_cells(given: dict) -> dict:
     """Run the chapter's cells with these parameters; returns what they bind."""
     names = {"__name__": "__main__", "display": print}
-    for source in cells_of(CHAPTER, SECTIONS):
+    sections = SECTIONS if given["SASREC_TITLES"] else SECTIONS[:-1]  # the trees have no row without titles
+    for source in cells_of(CHAPTER, sections):
         exec(source, names)
         if source.startswith("DATASET: str"):  # the parameters: as papermill, behind them
             names |= given
@@ -58,7 +59,7 @@ def main() -> None:
         raw_data.prepare(dataset, options.raw_dir, scratch, tie_order=options.ties, progress=False)
         given = {"DATASET": dataset, "DATA_DIR": scratch, "FIGURES_DIR": scratch, "SASREC_EPOCHS": options.epochs}
         names = run_cells(given | {"SASREC_TITLES": titles})
-    log, measured, trees = names["log"], names["measured"], names["trees"].num_trees()
+    log, measured = names["log"], names["measured"]
     print(log.to_string())
     tables = {names["joined"]: measured[names["joined"].policy]}
     if titles:
@@ -70,7 +71,7 @@ def main() -> None:
     else:
         tables[names["rival"]] = measured[names["trained"]]
     note = f"ties {'shuffled' if other else 'by asin'}; at most {options.epochs} epochs, {len(log)} trained"
-    note += f", best {log['ndcg@10'].idxmax() + 1}" + (f"; {trees} trees" if titles else "")
+    note += f", best {log['ndcg@10'].idxmax() + 1}" + (f"; {names['trees'].num_trees()} trees" if titles else "")
     command = f"python benchmarks/measure_sasrec.py --dataset {dataset} --raw-dir RAW_DIR"
     command += " --no-titles" * (not titles) + " --ties shuffled" * other
     keep_measured.keep_results(dataset, "test", tables, command=command, note=note)

@@ -41,8 +41,8 @@ LEAST_USERS = 30  # of a part: an interval over fewer says nothing
 COMMON_SHARE = 0.5  # the most bought items that together make up this share of the purchases are no long tail
 OVERLAP_PAIRS = 10_000
 SASREC = ("SASRec", "pad", "SASRecSignal", "train_epoch", "train_sasrec", "evaluate")  # of chapter 07's cells
-TREES = ("describe", "learn", "rank_learned")
-TITLED, MOST_TREES = "SASRec + titles", 300
+TREES = ("blocks_of", "describe", "learn", "rank_learned")
+TITLED, MOST_TREES = "SASRec + titles", 300  # as in chapter 07
 MOST_USERS = 3000  # who choose the weights
 
 
@@ -353,7 +353,7 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
     ranked["learned ranking"] = chapter.rank_learned(trees, signals, of_sum, test).items
     per_user = evaluate_lists(ranked, test)
     pairs = [(TITLED, "STAR"), ("fused", TITLED), (f"fused + {TITLED}", OF_LAST)]
-    pairs += [("learned ranking", f"fused + {TITLED}"), ("learned ranking", "fused")]
+    pairs += [("learned ranking", name) for name in (f"fused + {TITLED}", OF_LAST, "fused")]
     cold = past.counts[test.targets] == 0
     of_cold = {name: per_user[name][cold] for name in (TITLED, "learned ranking")}
     rows = pd.concat([describe(TIME, "all", per_user, pairs), describe(TIME, "target never bought", of_cold)])
@@ -374,7 +374,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="", help="of a prepared dataset, instead of the raw files")
     parser.add_argument("--cache-dir", default=None, help="where vectors are kept between runs")
     parser.add_argument(
-        "--sasrec", type=int, default=0, metavar="EPOCHS", help="train SASRec instead, at most so long"
+        "--sasrec", type=int, default=0, metavar="EPOCHS", help="train SASRec and the trees instead, at most so long"
     )
     options = parser.parse_args()
     if reason := keep_measured.NO_DATES.get(options.dataset):
