@@ -8,7 +8,8 @@ Takes the test rows of the category's results.csv and its per-user metrics, and 
 - measured_segments.csv: `SYSTEMS` and GLoSS's published ranks by length of history (chapter 06);
 - measured_pairs.csv: `SYSTEMS` against GLoSS's published ranks, user by user (chapter 08).
 
-`measure_texts.py` adds the rows of generated texts to the same three files.
+`measure_texts.py` adds the rows of generated texts to the same three files, `measure_sasrec.py` those of SASRec and
+of the learned ranking to the first and the last.
 
 Rows of the same system are replaced, all others stay.
 """

@@ -294,13 +294,13 @@ def join_parts(job: Job, count: int, final: Path) -> None:
 def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 100_000) -> dict[str, int]:
     """Write `train`, `validation` and `test.parquet` as `splits.build_splits` builds them, some users at a time.
 
-    The texts of all users together take ten times the room of the interactions. Returns the rows of each.
+    The texts of all users together take ten times the room of the interactions. Every piece looks its items up in
+    the whole catalog, so larger pieces are faster and take more memory. Returns the rows of each.
     """
     table = pq.read_table(interactions, read_dictionary=["reviewer_id", "asin"]).combine_chunks()
-    users_of, asins = (table[name].chunk(0) for name in ("reviewer_id", "asin"))
-    bounds = np.flatnonzero(np.diff(users_of.indices.to_numpy(), prepend=-1, append=-1))
-    names = users_of.dictionary.to_pylist()
-    items = pd.Index(catalog["asin"]).get_indexer(asins.dictionary.to_pylist())[asins.indices.to_numpy()]
+    codes = table["reviewer_id"].chunk(0).indices.to_numpy()
+    bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1))
+    names = table["reviewer_id"].chunk(0).dictionary.to_pylist()
     drawn = splits.draw_validation_users(names)
     plain = pq.read_schema(interactions)
     writers, rows = {}, {}
@@ -309,10 +309,7 @@ def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users:
         for first in range(0, len(bounds) - 1, users):
             start, stop = bounds[first], bounds[min(first + users, len(bounds) - 1)]
             part = table[start:stop].cast(plain).to_pandas()
-            bought = catalog.iloc[
-                np.unique(items[start:stop])
-            ]  # to look items up in all of it, in every piece, is slow
-            made = splits.build_splits(part, bought, drawn)
+            made = splits.build_splits(part, catalog, drawn)
             for name, dataset in made.items():
                 written = dataset.data.table
                 if name not in writers:
