@@ -238,7 +238,7 @@ def test_ctrl_c_is_one_line(toy_course, tmp_path):
         time.sleep(0.1)
     time.sleep(1)  # the file is there an instant before the cell sleeps
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the runner and to the kernel
-    said = child.communicate(timeout=60)[1]
+    said = child.communicate(timeout=240)[1]  # on a busy machine it took more than a minute to shut the kernel down
     assert said.strip().splitlines()[-1] == "course: stopped; the same command goes on where it was"
     assert "Traceback" not in said and len(said.splitlines()) <= 3 and child.returncode == 130, said
 
