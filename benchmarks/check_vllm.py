@@ -9,6 +9,7 @@ end (see `vllm_engine`), and seconds per user and memory of both engines. Writes
 
 import argparse
 import os
+import sys
 import time
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; a small model needs no more
@@ -21,12 +22,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from gloss_utils import vllm_engine
-from gloss_utils.generation import encode_prompts
+from gloss_utils.generation import encode_prompts, generate_batches
 from gloss_utils.language_models import load_tokenizer, locate
 from gloss_utils.paths import PROJECT_ROOT, dataset_paths, show, write_atomically
-from gloss_utils.queries import ENGINES
 from gloss_utils.splits import load_prepared, load_task, sample_users
+
+sys.path.insert(0, str(PROJECT_ROOT))  # where `tools` lies: a script is started with its own folder there
+from tools import vllm_engine
 
 SAME_SCORE = 0.005  # nats per text
 MAX_SEQ_LENGTH = 1024
@@ -48,7 +50,8 @@ def memory_gib() -> float:
 def run(engine: str, model, tokenizer, prompts: list[str], strategy: str) -> tuple[dict, list]:
     """Time and memory of one engine and strategy, and its results in the order of the prompts."""
     start, results = time.perf_counter(), {}
-    for rows, batch in ENGINES[engine](model, tokenizer, prompts, strategy, max_seq_length=MAX_SEQ_LENGTH):
+    write = getattr(type(model), "generate_batches", generate_batches)  # a VllmModel has its own
+    for rows, batch in write(model, tokenizer, prompts, strategy, max_seq_length=MAX_SEQ_LENGTH):
         results |= dict(zip(rows, batch))
     seconds = time.perf_counter() - start
     row = {"engine": engine, "strategy": strategy, "users": len(prompts), "seconds_per_user": seconds / len(prompts)}

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gloss_utils import metrics, segments
+from gloss_utils import metrics
 from gloss_utils.metrics import RESULT_KEYS, System, name_system, upsert_rows
 from gloss_utils.paths import PROJECT_ROOT
 from gloss_utils.splits import Prepared, load_prepared, load_task, order_ties
@@ -110,9 +110,11 @@ def keep_segments(prepared: Prepared, tables: dict[str, pd.DataFrame], **provena
     reviewer_ids, parts = load_task(prepared).reviewer_ids, []
     for name, per_user in tables.items():
         per_user = on_users(per_user, reviewer_ids)
-        lengths = segments.history_lengths(prepared, per_user["reviewer_id"])
-        segment = segments.assign(lengths, segments.THRESHOLDS.get(prepared.dataset, segments.DEFAULT_THRESHOLDS))
-        parts.append(segments.by_segment(per_user, segment).assign(dataset=prepared.dataset, system=name))
+        lengths = metrics.history_lengths(prepared, per_user["reviewer_id"])
+        segment = metrics.assign_segments(
+            lengths, metrics.THRESHOLDS.get(prepared.dataset, metrics.DEFAULT_THRESHOLDS)
+        )
+        parts.append(metrics.by_segment(per_user, segment).assign(dataset=prepared.dataset, system=name))
     keep(DATA / "measured_segments.csv", pd.concat(parts)[SEGMENT_COLUMNS], SEGMENT_COLUMNS[:2], **provenance)
 
 

@@ -20,8 +20,9 @@ import keep_measured
 import numpy as np
 import pandas as pd
 from lessons import lesson
+from measure_sasrec import LEARNING_USERS, TAUGHT, TREES
 
-from gloss_utils import baselines, fusion, raw_data, splits
+from gloss_utils import baselines, fusion, rankers, raw_data, splits
 from gloss_utils.dense import encode
 from gloss_utils.metrics import compare, evaluate, summarize
 from gloss_utils.paths import PROJECT_ROOT
@@ -40,9 +41,7 @@ COUNTED = ("most popular", "STAR", "fused")  # what counting anew can change
 LEAST_USERS = 30  # of a part: an interval over fewer says nothing
 COMMON_SHARE = 0.5  # the most bought items that together make up this share of the purchases are no long tail
 OVERLAP_PAIRS = 10_000
-SASREC = ("SASRec", "pad", "SASRecSignal", "train_epoch", "train_sasrec", "evaluate")  # of chapter 07's cells
-TREES = ("blocks_of", "describe", "learn", "rank_learned")
-TITLED, MOST_TREES = "SASRec + titles", 300  # as in chapter 07
+TITLED, OF_ELEVEN = "SASRec + titles", "sum of eleven"
 MOST_USERS = 3000  # who choose the weights
 
 
@@ -106,13 +105,15 @@ def to_task(users: list[str], histories: Mapping[str, np.ndarray], targets: np.n
     return Task(np.array(users, dtype=str), [""] * len(users), [histories[user] for user in users], targets)
 
 
-def hold_out(past: Past, most_users: int = MOST_USERS, seed: int = 42) -> tuple[dict[str, np.ndarray], Task]:
+def hold_out(
+    past: Past, most_users: int = MOST_USERS, share: float = fusion.EXTRA_SHARE, seed: int = 42
+) -> tuple[dict[str, np.ndarray], Task]:
     """Hold out the last known purchase of some users, to choose weights on: the shorter histories, and the task.
 
-    At most one user in five, as in chapter 07.
+    At most this share of them, as in chapter 07.
     """
     free = [user for user, items in past.histories.items() if len(items) > 1]
-    count = min(most_users, len(past.histories) // fusion.EXTRA_SHARE)
+    count = min(most_users, int(len(past.histories) * share))
     drawn = sorted(np.random.default_rng(seed).permutation(free)[:count])
     shorter = past.histories | {user: past.histories[user][:-1] for user in drawn}
     return shorter, to_task(drawn, shorter, np.array([past.histories[user][-1] for user in drawn]))
@@ -331,29 +332,34 @@ def measure_knowing_others(past: Past, interactions, fitted: Fitted, fused: pd.D
 
 
 def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, epochs: int) -> pd.DataFrame:
-    """Chapter 07's SASRec with titles and its trees, fitted on the known purchases.
+    """Chapter 07's SASRec with titles and its trees, trained on the known purchases as the chapter trains them.
 
-    Some users' last known purchases are held out: they stop the training, fit the sum and teach the trees.
+    Some users' last known purchases are held out: they stop the training, fit the sums and teach the trees. Then the
+    signals, SASRec among them, are fitted on all known purchases.
     """
-    shorter, held_out = hold_out(past)
-    chapter = lesson("07_beyond_text", *SASREC, *TREES, SEED=42, num_items=len(vectors))
-    sasrec, log = chapter.train_sasrec(list(shorter.values()), held_out, epochs, vectors)
+    shorter, learners = hold_out(past, LEARNING_USERS, share=1.0)
+    known, less = list(past.histories.values()), list(shorter.values())
+    chapter = lesson("07_beyond_text", *TAUGHT, SEED=42, num_items=len(vectors))
+    early, log = chapter.train_sasrec(less, epochs, vectors, learners)
     print(log.round(4).to_string(index=False), flush=True)
-    choosing = fusion.fit_signals(list(shorter.values()), vectors, fusion.FUSION, past.days) | {"sasrec": sasrec}
-    candidates = fusion.gather_candidates(choosing, held_out)
-    weights = {TITLED: {"sasrec": 1.0}, f"fused + {TITLED}": fusion.choose_weights(candidates)}
-    weights[OF_LAST] = fusion.choose_weights(candidates, fusion.FUSION)
+    sasrec, _ = chapter.train_sasrec(known, 1 + int(log["ndcg@10"].argmax()), vectors)
+    learning = fusion.fit_signals(less, vectors, fusion.FUSION, past.days) | {"sasrec": early}
+    nine = fusion.gather_candidates(learning, learners)
+    table = fusion.gather_candidates(learning | fusion.fit_signals(less, vectors, fusion.LEARNED), learners)
+    weights = {TITLED: {"sasrec": 1.0}, f"fused + {TITLED}": fusion.choose_weights(nine)}
+    weights[OF_LAST] = fusion.choose_weights(nine, fusion.FUSION)
     weights["fused"] = weights_by_date(past, interactions, vectors, share)
-    fitted = fusion.fit_signals(list(past.histories.values()), vectors, fusion.FUSION, past.days)
-    signals, test = fitted | {"sasrec": sasrec}, past.test
+    weights[OF_ELEVEN] = fusion.choose_weights(table)
+    signals = fusion.fit_signals(known, vectors, fusion.FUSION, past.days) | {"sasrec": sasrec}
+    signals, test = signals | fusion.fit_signals(known, vectors, fusion.LEARNED), past.test
     ranked = {name: fusion.fuse(signals, chosen, test).items for name, chosen in weights.items()}
     ranked["STAR"] = baselines.star(test, vectors, signals["cooccurrence"].matrices[0]).items
-    of_sum = np.array([weights[f"fused + {TITLED}"][name] for name in signals])
-    trees, _ = chapter.learn(choosing, of_sum, held_out, MOST_TREES)
-    ranked["learned ranking"] = chapter.rank_learned(trees, signals, of_sum, test).items
+    factors = np.array([weights[OF_ELEVEN][name] for name in table.names])
+    trees, _ = chapter.learn(table, factors, learners, TREES)
+    ranked["learned ranking"] = rankers.rank_learned(trees, signals, weights[OF_ELEVEN], test).items
     per_user = evaluate_lists(ranked, test)
-    pairs = [(TITLED, "STAR"), ("fused", TITLED), (f"fused + {TITLED}", OF_LAST)]
-    pairs += [("learned ranking", name) for name in (f"fused + {TITLED}", OF_LAST, "fused")]
+    pairs = [(TITLED, "STAR"), ("fused", TITLED), (f"fused + {TITLED}", OF_LAST), (OF_ELEVEN, f"fused + {TITLED}")]
+    pairs += [("learned ranking", name) for name in (OF_ELEVEN, f"fused + {TITLED}", OF_LAST, "fused")]
     cold = past.counts[test.targets] == 0
     of_cold = {name: per_user[name][cold] for name in (TITLED, "learned ranking")}
     rows = pd.concat([describe(TIME, "all", per_user, pairs), describe(TIME, "target never bought", of_cold)])
@@ -361,7 +367,7 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
         count(TIME, "lists", name, len(test), **beyond_accuracy(ranked[name], past.counts))
         for name in (TITLED, "learned ranking")
     ]
-    new = rows["system"].str.contains("SASRec|learned")
+    new = rows["system"].str.contains("SASRec|learned|eleven")
     return pd.concat([rows[new], *lists])
 
 

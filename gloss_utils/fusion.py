@@ -32,6 +32,10 @@ FUSION = (
     "time_decayed",  # what came within days of them, recent purchases first
     "popularity",
 )
+LEARNED = (  # what the learned ranking reads beside them, and beside SASRec
+    "closest_title",  # the title that is closest to any of the last eight, where `text` has their mean
+    "long_cooccurrence",  # bought by the same users as any of the last twenty
+)
 
 # Set by hand on Beauty, before Toys; by which users' results is not recorded. Chapter 07 varies four of them.
 WALK_NEIGHBOURS = 100  # random_walk keeps an item's closest items only, which is ten times faster
@@ -40,9 +44,10 @@ SKIP_REACH = 6  # skip_transitions: up to how many purchases later an item still
 TIME_REACH = 20  # time_decayed: the same, further, since the days between decide there
 TIME_DAYS = 10.0  # time_decayed: an item that followed so many days later counts 1/e of one on the same day
 TIME_HISTORY, TIME_RANK_DECAY = 10, 0.9  # time_decayed starts from more items, since their age decides there
+LONG_HISTORY, LONG_DECAY = 20, 0.9  # long_cooccurrence starts from so many items
 AGE_DAYS, AGE_FLOOR = 60.0, 0.05  # time_decayed: a user's item counts floor + exp(-age / days)
 CANDIDATES = 50  # items per signal on which weights are fitted: about as many as can matter for a list of ten
-EXTRA_SHARE = 5  # at most one user in five gives up an item for the choice of weights
+EXTRA_SHARE = 0.2  # at most one user in five gives up an item for the choice of weights
 BLAS = ThreadpoolController()  # of numpy and scipy
 THREADS = 4  # blocks of users ranked at once; each holds a few score matrices
 
@@ -111,6 +116,26 @@ class Popularity:
 
     def score(self, task: Task) -> np.ndarray:
         return np.broadcast_to(np.log1p(self.counts).astype(np.float32), (len(task), len(self.counts)))
+
+
+@dataclass(frozen=True)
+class ClosestTitle:
+    """Cosine of an item's title with the closest of a user's last titles."""
+
+    vectors: np.ndarray  # of the catalog, float32 [num_items, dimensions]
+    length: int = 8
+
+    def score(self, task: Task) -> np.ndarray:
+        scores = np.full((len(task), len(self.vectors)), -1, dtype=np.float32)
+        for back in range(1, self.length + 1):  # one product for all users' last items, one for those before them
+            rows = [row for row, items in enumerate(task.seen_items) if len(items) >= back]
+            close = self.vectors[[task.seen_items[row][-back] for row in rows]] @ self.vectors.T
+            scores[rows] = np.maximum(scores[rows], close)
+        return scores
+
+    def main_purchase(self, task: Task, item: int) -> int:
+        recent = task.seen_items[0][-self.length :]
+        return int(recent[(self.vectors[recent] @ self.vectors[item]).argmax()])
 
 
 @dataclass(frozen=True)
@@ -227,8 +252,12 @@ def fit_signals(
         "skip_transitions": lambda: ItemSignal((after(SKIP_REACH),), WALK_HISTORY),
         "time_decayed": time_decayed,
         "popularity": lambda: Popularity(baselines.item_counts(histories, num_items)),
+        "closest_title": lambda: ClosestTitle(vectors),
+        "long_cooccurrence": lambda: ItemSignal(
+            (baselines.cooccurrence(histories, num_items),), LONG_HISTORY, LONG_DECAY
+        ),
     }
-    return {name: fits[check_choice(name, FUSION, "signal")]() for name in names}
+    return {name: fits[check_choice(name, fits, "signal")]() for name in names}
 
 
 def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Sequence | None = None) -> Hits:
@@ -244,11 +273,11 @@ def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Se
         with BLAS.limit(limits=1, user_api="blas"):
             return rank(np.arange(1))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
-        parts = list(pool.map(rank, _row_blocks(task, total)))
+        parts = list(pool.map(rank, row_blocks(task, total)))
     return Hits(*map(np.concatenate, zip(*parts)))
 
 
-def _row_blocks(task: Task, signal: Signal):
+def row_blocks(task: Task, signal: Signal):
     """Cut the users so that a block's scores stay small: memory does not grow with the number of users."""
     num_items = signal.score(task.take(np.arange(1))).shape[1]
     return (np.arange(len(task))[rows] for rows in blocks(len(task), num_items))
@@ -261,6 +290,23 @@ class Candidates(NamedTuple):
     features: np.ndarray  # float32 [num_rows, num_signals], a row per user and candidate item
     starts: np.ndarray  # int64 [num_users], each user's first row
     bought: np.ndarray  # int64 [num_users], the row of the held-out item
+    users: np.ndarray  # int64 [num_users], positions in the task
+
+
+def nominate(signals: Mapping[str, Signal], task: Task, hidden: Sequence | None = None, per_signal: int = CANDIDATES):
+    """Each signal's best items for each user, without the `hidden` ones or the history.
+
+    Returns users (positions in the task, ascending) and items, int64 [num_rows], what each signal says of them,
+    float32 [num_rows, num_signals], and the number of items in the catalog.
+    """
+    scores, hidden = [np.array(signal.score(task)) for signal in signals.values()], hidden or task.seen_items
+    num_items = scores[0].shape[1]
+    wanted = np.zeros((len(task), num_items + 1), dtype=bool)  # the last column takes empty ranks
+    for score in scores:
+        hide_seen(score, hidden)
+        np.put_along_axis(wanted, top_k(score, per_signal, floor=0.0).items, True, axis=1)
+    users, items = np.nonzero(wanted[:, :-1])
+    return users, items, np.stack([score[users, items] for score in scores], axis=1), num_items
 
 
 def gather_candidates(signals: Mapping[str, Signal], task: Task, per_signal: int = CANDIDATES) -> Candidates:
@@ -268,27 +314,18 @@ def gather_candidates(signals: Mapping[str, Signal], task: Task, per_signal: int
 
     The signals must be fitted without these held-out items; the users are validation users, never test users.
     """
-    tables, lengths, position = [], [], []
-    for rows in _row_blocks(task, next(iter(signals.values()))):
+    parts = []
+    for rows in row_blocks(task, next(iter(signals.values()))):
         part = task.take(rows)
-        scores = [np.array(signal.score(part)) for signal in signals.values()]
-        found = np.concatenate([_best_unseen(score, part, per_signal) for score in scores], axis=1)
-        for user, target in enumerate(part.targets):
-            items = np.unique(found[user][found[user] >= 0])
-            if target in items:
-                tables.append(np.stack([score[user, items] for score in scores], axis=1))
-                position.append(int(np.searchsorted(items, target)))
-                lengths.append(len(items))
-    if not tables:
+        users, items, features, _ = nominate(signals, part, per_signal=per_signal)
+        bought = items == part.targets[users]
+        kept = np.isin(users, users[bought])
+        parts.append((rows[users[kept]], features[kept], bought[kept]))
+    users, features, bought = map(np.concatenate, zip(*parts))
+    if not len(users):
         raise ValueError(f"no held-out item of {len(task)} users is among the candidates: raise `per_signal`")
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return Candidates(tuple(signals), np.concatenate(tables), starts, starts + position)
-
-
-def _best_unseen(scores: np.ndarray, task: Task, k: int) -> np.ndarray:
-    scores = scores.copy()
-    hide_seen(scores, task.seen_items)
-    return top_k(scores, k, floor=0.0).items
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    return Candidates(tuple(signals), features, starts, np.flatnonzero(bought), users[starts])
 
 
 def choose_weights(candidates: Candidates, names: Sequence[str] = (), shrink: float = 1e-3) -> dict[str, float]:
@@ -319,16 +356,19 @@ def choose_weights(candidates: Candidates, names: Sequence[str] = (), shrink: fl
     return dict(zip(names, (best / scale).round(4).tolist()))
 
 
-def extend_validation(prepared: Prepared, extra_users: int = 3000, seed: int = 42) -> tuple[list[np.ndarray], Task]:
+def extend_validation(
+    prepared: Prepared, extra_users: int = 3000, seed: int = 42, share: float = EXTRA_SHARE
+) -> tuple[list[np.ndarray], Task]:
     """Add drawn users to the validation users, the last item of whose training part is then held out too.
 
-    Returns the training histories without these items, in sorted-reviewer order, and the task.
+    At most this `share` of all users is drawn. Returns the training histories without these items, in sorted-reviewer
+    order, and the task.
     """
     histories = training_histories(prepared)
     validation = load_task(prepared, "validation")
     reviewer_ids = user_bounds(prepared.interactions)[0].astype(str)
     free = np.array([len(items) > 1 for items in histories]) & ~np.isin(reviewer_ids, validation.reviewer_ids)
-    count = min(extra_users, len(histories) // EXTRA_SHARE, int(free.sum()))
+    count = min(extra_users, int(len(histories) * share), int(free.sum()))
     drawn = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(free))[:count])
     seen, targets = [histories[user][:-1] for user in drawn], [histories[user][-1] for user in drawn]
     for user, items in zip(drawn, seen):

@@ -142,10 +142,7 @@ def user_seed(seed: int, prompt: str) -> int:
 def encode_prompts(
     tokenizer, prompts: list[str], max_seq_length: int, max_new_tokens: int, truncation: str = "left"
 ) -> list[list[int]]:
-    """Turn prompts into token ids of which at most `max_seq_length - max_new_tokens` are left.
-
-    What is cut off is the oldest end: `left`, as in the paper, or whole items (`oldest`).
-    """
+    """Token ids, cut to `max_seq_length - max_new_tokens`: `left`, as in the paper, or by whole items (`oldest`)."""
     limit = max_seq_length - max_new_tokens
     if limit < 1:
         raise ValueError(f"{max_seq_length=} leaves no room for a prompt beside {max_new_tokens=}: raise the first")
@@ -164,9 +161,6 @@ def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
 
     In place of transformers' `LengthGroupedSampler`, which fills every batch: here one is closed early where another
     prompt would make padding more than `MAX_PADDING` of it.
-
-    >>> plan_batches([100, 9, 8], batch_size=3)
-    [[0], [1, 2]]
     """
     batches: list[list[int]] = []
     used = 0  # tokens in the last batch that are not padding
@@ -182,11 +176,7 @@ def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
 
 
 def clean_text(decoded: str) -> str:
-    """The first line of what was decoded after `### Next item:`.
-
-    >>> clean_text(" Title: Rose Soap\\nTitle: Run-on")
-    'Title: Rose Soap'
-    """
+    """The first line of what was decoded after `### Next item:`."""
     return decoded.strip().split("\n", 1)[0].strip()
 
 

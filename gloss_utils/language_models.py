@@ -180,10 +180,7 @@ def _loading_options(quantize: bool) -> dict:
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """QLoRA's 4-bit format: NF4 with quantized scales, unpacked to `dtype` for the arithmetic."""
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 

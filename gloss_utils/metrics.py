@@ -1,4 +1,4 @@
-"""Per-user metrics, intervals, paired differences, results on disk, and the papers' tables."""
+"""Per-user metrics, intervals, paired differences, segments, results on disk, and the papers' tables."""
 
 import io
 import tempfile
@@ -18,21 +18,18 @@ from .splits import Prepared, Task
 SYSTEM_KEYS = ["model", "strategy", "retriever", "policy"]
 RESULT_KEYS = ["dataset", "split", *SYSTEM_KEYS, "metric"]
 BOOTSTRAP_RESAMPLES = 1000
+# Users by the length of their history (paper, section 4.2.3 and appendix C)
+SEGMENTS = ("cold-start", "regular", "power")
+DEFAULT_THRESHOLDS = (5, 14)  # the paper's for Beauty; its others follow
+THRESHOLDS = {"beauty": DEFAULT_THRESHOLDS, "toys": (5, 13), "sports": (5, 13)}
 PAPER = PROJECT_ROOT / "data" / "paper_results.csv"
 MEASURED = PROJECT_ROOT / "data" / "measured_results.csv"
 
 
 def evaluate(
-    ranked: np.ndarray,
-    targets: np.ndarray,
-    ks: Sequence[int] = (5, 10),
-    reviewer_ids: Sequence[str] | None = None,
+    ranked: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (5, 10), reviewer_ids: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Score each user's list of item numbers, [num_users, width], best first, -1 pads: see `score_ranks`.
-
-    >>> evaluate(np.array([[3, 7, 1]]), np.array([7]), ks=(1, 3)).round(4).to_dict("records")
-    [{'recall@1': 0.0, 'ndcg@1': 0.0, 'recall@3': 1.0, 'ndcg@3': 0.6309, 'mrr': 0.5}]
-    """
+    """Score each user's list of item numbers, [num_users, width], best first, -1 pads: see `score_ranks`."""
     ranked, targets = np.asarray(ranked), np.asarray(targets)
     if ranked.ndim != 2 or len(ranked) != len(targets):
         raise ValueError(f"ranked must be [num_users, k]: got {ranked.shape} for {len(targets)} targets")
@@ -111,6 +108,51 @@ def _same_users(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     return b
 
 
+def history_lengths(prepared: Prepared, reviewer_ids: Sequence[str]) -> np.ndarray:
+    """Count each user's whole sequence, int64 [num_users]; the test item counts too, as in Table 5's shares."""
+    counts = prepared.interactions["reviewer_id"].value_counts().reindex(list(reviewer_ids))
+    if counts.isna().any():
+        raise ValueError(f"user '{counts.index[counts.isna()][0]}' has no interactions in '{prepared.dataset}'")
+    return counts.to_numpy(dtype=np.int64)
+
+
+def assign_segments(lengths: np.ndarray, thresholds: tuple[int, int] = DEFAULT_THRESHOLDS) -> np.ndarray:
+    """Name each user's segment: n <= low is cold-start, n > high is power, the rest is regular."""
+    low, high = thresholds
+    if not low < high:
+        raise ValueError(f"thresholds ({low}, {high}): the first must be the smaller one")
+    # side="left": a length equal to a threshold belongs to the segment below it
+    return np.array(SEGMENTS)[np.searchsorted(thresholds, lengths, side="left")]
+
+
+def by_segment(per_user: pd.DataFrame, segments: np.ndarray) -> pd.DataFrame:
+    """Mean and 95 % interval of each metric, overall and per segment: one row each, with `num_users` and `best`.
+
+    `best` marks the highest mean, where its difference to each other segment has an interval above zero.
+    """
+    groups = {"overall": per_user, **{name: per_user[segments == name] for name in SEGMENTS}}
+    parts = [summarize(group).assign(segment=name) for name, group in groups.items() if len(group)]
+    table = pd.concat(parts, ignore_index=True)
+    best = {metric: _supported_best(per_user[metric], segments) for metric in table["metric"].unique()}
+    table["best"] = table["segment"] == table["metric"].map(best)
+    return table[["segment", "metric", "value", "low", "high", "num_users", "best"]]
+
+
+def _supported_best(values: pd.Series, segments: np.ndarray) -> str | None:
+    groups = {name: values[segments == name].to_numpy() for name in SEGMENTS if (segments == name).sum() > 1}
+    best = max(groups, key=lambda name: groups[name].mean(), default=None)
+    others = [group for name, group in groups.items() if name != best]
+    supported = others and all(mean_difference(groups[best], group)[1] > 0 for group in others)
+    return best if supported else None
+
+
+def mean_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """mean(a) - mean(b) of two groups of different people, then low and high of its 95 % interval (Welch)."""
+    difference = float(np.mean(a) - np.mean(b))
+    error = 1.96 * float(np.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b)))
+    return difference, difference - error, difference + error
+
+
 @dataclass(frozen=True)
 class System:
     """What produced a ranking, in the four words that results.csv uses."""
@@ -155,13 +197,7 @@ WORDS = {
 
 
 def name_system(system: System) -> str:
-    """Name a system in words. GLoSS is the paper's own: beams, the best hit of each by score, seen items kept.
-
-    >>> name_system(System("tiny-llama", "beam5", "dense-minilm", "score"))
-    'GLoSS (tiny-llama) · MiniLM'
-    >>> name_system(System("tiny-llama", "temp0.2", "hybrid-minilm", "beam_order-drop-seen"))
-    'tiny-llama · samples at 0.2 · BM25 + MiniLM · beam order · seen dropped'
-    """
+    """Name a system in words. GLoSS is the paper's own: beams, the best hit of each by score, seen items kept."""
     if system.model == "fusion":  # its policy says all; its retriever is the encoder of the text signal
         return system.policy
     encoder = system.retriever.removeprefix("dense-").removeprefix("hybrid-")

@@ -18,7 +18,7 @@ DATASETS = ("sample", "beauty", "toys", "sports")
 
 # Which notebook makes which artifact: what an error message tells the reader to run.
 MADE_BY = {"interactions": "01", "catalog": "01", "splits": "01", "report": "01", "base model": "03", "adapter": "03"}
-MADE_BY |= {"queries": "04", "metrics": "05", "results": "02"}
+MADE_BY |= {"queries": "04", "metrics": "05", "results": "02", "trained ranking": "07"}
 
 
 def resolve(path: str | Path) -> Path:
@@ -61,6 +61,7 @@ class DatasetPaths:
     results = _in_root("results.csv")
     course_state = _in_root("course_state.json")
     cache = _in_root("cache")
+    ranker = _in_root("ranker")
 
     @property
     def raw(self) -> Path:
@@ -109,11 +110,7 @@ class DatasetPaths:
 
 
 def dataset_paths(dataset: str = "sample", data_dir: str | Path = "data") -> DatasetPaths:
-    """Locate a dataset: a name under `data_dir`, or a directory of one's own (anything with a slash).
-
-    >>> dataset_paths("sample").catalog.relative_to(PROJECT_ROOT).as_posix()
-    'data/sample/catalog.parquet'
-    """
+    """Locate a dataset: a name under `data_dir`, or a directory of one's own (anything with a slash)."""
     own = "/" in str(dataset) or "\\" in str(dataset)
     root = resolve(dataset if own else Path(data_dir) / str(dataset))
     if dataset in ("", ".", "..") or root.resolve() in (PROJECT_ROOT, *PROJECT_ROOT.parents):
@@ -177,13 +174,7 @@ def file_sha256(path: Path) -> str:
 
 
 def check_choice(value: str, choices: Iterable[str], what: str, more: str = "") -> str:
-    """Return `value` if it is one of `choices`; `what` names the kind ("policy") in the ValueError.
-
-    >>> check_choice("scor", ["score", "rrf"], "policy")
-    Traceback (most recent call last):
-    ...
-    ValueError: unknown policy 'scor': did you mean 'score'? Known: rrf, score
-    """
+    """Return `value` if it is one of `choices`; `what` names the kind ("policy") in the ValueError."""
     choices = sorted(choices)
     if value in choices:
         return value
@@ -193,13 +184,7 @@ def check_choice(value: str, choices: Iterable[str], what: str, more: str = "") 
 
 
 def check_number(value: float, what: str, least: float, most: float = float("inf"), whole: bool = True) -> None:
-    """Refuse what is no number, NaN, no whole number, or outside least..most, in one ValueError.
-
-    >>> check_number(0, "k", 1)
-    Traceback (most recent call last):
-    ...
-    ValueError: k is 0: it must be a whole number from 1 up
-    """
+    """Refuse what is no number, NaN, no whole number, or outside least..most, in one ValueError."""
     right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not right or not least <= value <= most:
         span = f"{least:,} up" if most == float("inf") else f"{least:,} to {most:,}"
@@ -207,11 +192,7 @@ def check_number(value: float, what: str, least: float, most: float = float("inf
 
 
 def digest(value: object) -> str:
-    """Tell one value from another: 16 hexadecimal digits of the SHA-256 of its JSON.
-
-    >>> digest(["a", 1]) == digest(["a", 1.5])
-    False
-    """
+    """Tell one value from another: 16 hexadecimal digits of the SHA-256 of its JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

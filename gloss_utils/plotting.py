@@ -130,10 +130,7 @@ def _texts(values: pd.Series, digits: int) -> list[str]:
 def bars_with_intervals(
     table: pd.DataFrame, label: str, xlabel: str, title: str = "", group: str | None = None
 ) -> plt.Figure:
-    """Horizontal bars from column `value`, first row on top, with 95 % intervals where `low` and `high` are.
-
-    Column `group` gives colours and a legend.
-    """
+    """Bars from column `value`, first row on top, 95 % intervals where `low` and `high` are, coloured by `group`."""
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, "low", "high"]))).reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(FIGURE_SIZE[0] + 1, 0.3 * len(table) + 1.2))
     for color, (name, part) in zip(COLORS, table.groupby(group, sort=False) if group else [(None, table)]):
@@ -150,13 +147,8 @@ def bars_with_intervals(
     return figure
 
 
-def grouped_intervals(
-    table: pd.DataFrame, group: str, series: str, ylabel: str, reference: tuple | None = None, title: str = ""
-) -> plt.Figure:
-    """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker.
-
-    `reference` (label, value) is a dashed line.
-    """
+def grouped_intervals(table: pd.DataFrame, group: str, series: str, ylabel: str, title: str = "") -> plt.Figure:
+    """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker."""
     groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
     figure, axis = plt.subplots(figsize=(max(7.0, 1.1 * len(groups)), 3.5))
     for number, name in enumerate(names):
@@ -165,8 +157,6 @@ def grouped_intervals(
         errors = [part["value"] - part["low"], part["high"] - part["value"]]
         look = {"fmt": "osD^v<>"[number % 7], "color": COLORS[number % len(COLORS)], "capsize": 2}
         axis.errorbar(x, part["value"], yerr=errors, label=name, **look)
-    if reference:
-        axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
     axis.set_xticks(range(len(groups)), groups)
     axis.set(ylabel=ylabel, title=title)
     axis.set_ylim(bottom=min(0, table["low"].min()))

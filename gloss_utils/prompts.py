@@ -21,11 +21,7 @@ NEXT_ITEM = "\n\n### Next item:\n"
 
 
 def item_text(title: str, max_words: int = MAX_TITLE_WORDS) -> str:
-    """Write an item as the model sees it.
-
-    >>> item_text("Rose Toner 150 ml", max_words=2)
-    'Title: Rose Toner'
-    """
+    """Write an item as the model sees it."""
     return ITEM_PREFIX + " ".join(title.split()[:max_words])
 
 
@@ -51,11 +47,7 @@ def _fill(item_texts: Sequence[str]) -> str:
 
 
 def split_prompt(prompt: str) -> tuple[str, list[str]]:
-    """Take a prompt apart again: the answer after `### Next item:` and the item texts before it.
-
-    >>> split_prompt(build_training_text(["Title: a", "Title: b", "Title: c"]))
-    ('Title: c', ['Title: a', 'Title: b'])
-    """
+    """Take a prompt apart again: the answer after `### Next item:` and the item texts before it."""
     history, _, answer = prompt.removeprefix(PROMPT_HEADER).partition(NEXT_ITEM)
     return answer, history.split("\n")
 

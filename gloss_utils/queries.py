@@ -9,11 +9,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import generation, vllm_engine
+from . import generation
 from .generation import STRATEGIES, CatalogTrie, Generated, Strategy, get_strategy
 from .paths import check_choice, digest, read_file, read_json, show, write_atomically
 
-ENGINES = {"transformers": generation.generate_batches, "vllm": vllm_engine.generate_batches}
+ENGINES = ("transformers", "vllm")
 REQUIRED = ("reviewer_id", "asin", "seen_asins", "generated_sequences")
 PROGRESS_SECONDS = 15.0  # between two lines of progress; not tqdm's bar, which a log shows as one long line
 
@@ -37,10 +37,10 @@ def generate_split(
 
     Every batch is on disk before the next one starts, so a killed run goes on where it was. A finished file made
     with the same settings, model and users is left as it is. `model_name` and `split` (`test`, `validation`) name
-    it; engine `vllm` takes a `vllm_engine.VllmModel` for a model.
+    it; engine `vllm` takes a `tools.vllm_engine.VllmModel` for a model.
     """
-    strategy = get_strategy(strategy)
-    write = ENGINES[check_choice(engine, ENGINES, "engine")]
+    strategy, _ = get_strategy(strategy), check_choice(engine, ENGINES, "engine")
+    write = getattr(type(model), "generate_batches", generation.generate_batches)  # a VllmModel has its own
     options = {"max_seq_length": max_seq_length, "seed": seed, "truncation": truncation}
     settings = options | {
         "strategy": asdict(strategy),

@@ -15,11 +15,7 @@ CATEGORIES = {"sample": "Sample", "beauty": "Beauty", "toys": "Toys_and_Games", 
 
 
 def clean_title(title: object) -> str:
-    """Undo HTML entities and collapse white space; '' for a missing title.
-
-    >>> clean_title("  Soap &amp;  Co. ")
-    'Soap & Co.'
-    """
+    """Undo HTML entities and collapse white space; '' for a missing title."""
     return " ".join(html.unescape(title).split()) if isinstance(title, str) else ""
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from . import fusion, paths, prompts
+from . import fusion, paths, prompts, rankers
 from .baselines import item_counts, keep_unseen
 from .dense import RETRIEVERS, build_index, encode
 from .paths import check_choice, check_number, file_sha256
@@ -27,7 +27,8 @@ from .raw_data import clean_title
 from .raw_files import to_seconds
 from .splits import Prepared, Task, load_prepared, load_task, purchase_days, training_histories
 
-SYSTEMS = ("most-popular", "lis", "star", "fused", "texts", "fused + texts")
+TRAINED = ("sasrec", "fused + sasrec", "learned ranking")  # by notebook 07
+SYSTEMS = ("most-popular", "lis", "star", "fused", "texts", "fused + texts", *TRAINED)
 DEPTH = 20  # hits per text
 NEAR = 0.85  # how alike a misspelt title and a title of the catalog must be, 0 to 1
 ASIN = re.compile(r"[A-Z0-9]{10}")
@@ -44,6 +45,9 @@ REASONS = {
     "time_decayed": "bought within days of '{}'",
     "popularity": "popular",
     "generated": "the model wrote '{}'",
+    "sasrec": "SASRec expects it after '{}'",
+    "closest_title": "its title is close to '{}'",
+    "long_cooccurrence": "bought by the same people as '{}'",
 }
 ABOUT, CATALOG, PURCHASES, VECTORS = "recommender.json", "catalog.parquet", "purchases.parquet", "vectors.npy"
 
@@ -74,6 +78,7 @@ class Recommender:
     weights: dict[str, float] = field(default_factory=dict)  # of the signals
     vectors: np.ndarray | None = field(default=None, repr=False)  # of catalog.text
     purchases: pd.DataFrame | None = field(default=None, repr=False)  # per user, items and days: what is counted
+    trained: rankers.Trained | None = field(default=None, repr=False)  # SASRec and trees, where the system has them
     removed: Sequence[int] = ()  # item numbers
 
     def __post_init__(self):
@@ -103,8 +108,9 @@ class Recommender:
     ) -> "Recommender":
         """Open what the notebooks made; an error says what is missing, or the nearest known name.
 
-        `texts` needs a model of notebook 03, `fused + texts` its validation texts (04) too, all others 01 alone.
-        `retriever` is for `lis` and `texts`, `policy` for `texts`; see `ranking.POLICIES`, `generation.STRATEGIES`.
+        `texts` needs a model of notebook 03, `fused + texts` its validation texts (04) too, those of `TRAINED` what
+        notebook 07 trained, all others 01 alone. `retriever` is for `lis` and `texts`, `policy` for `texts`; see
+        `ranking.POLICIES`, `generation.STRATEGIES`.
         """
         check_choice(system, SYSTEMS, "system")  # names first: the model takes seconds
         check_choice(policy, POLICIES, "policy")
@@ -119,24 +125,26 @@ class Recommender:
         settings = {"dataset": dataset, "model": model, "retriever": retriever, "policy": policy}
         settings |= {"strategy": strategy, "encoder": encoder, "system": system, "data": prepared.fingerprint}
         texts = prepared.catalog["text"].tolist()
-        needed = system in ("star", "fused", "fused + texts") or retriever != "bm25"
+        needed = system in ("star", "fused", "fused + texts", *TRAINED) or retriever != "bm25"
+        trained = rankers.load(prepared, encoder) if system in TRAINED else None
         vectors = encode(texts, encoder, cache_dir=prepared.paths.cache) if needed else None
-        weights = _choose_weights(prepared, vectors, settings)
+        weights = trained.about["weights"][system] if trained else _choose_weights(prepared, vectors, settings)
         histories, days = training_histories(prepared), purchase_days(prepared).values()
         known = [dates[: len(items)] for dates, items in zip(days, histories)]
         purchases = pd.DataFrame({"items": histories, "days": known})
-        return cls._fit(settings, prepared.catalog, purchases, vectors, weights, prepared)
+        return cls._fit(settings, prepared.catalog, purchases, vectors, weights, trained, prepared)
 
     @classmethod
-    def _fit(cls, settings, catalog, purchases, vectors, weights, prepared) -> "Recommender":
+    def _fit(cls, settings, catalog, purchases, vectors, weights, trained, prepared) -> "Recommender":
         """Index and count; open the language model where the system needs one."""
         system, policy, texts = settings["system"], settings["policy"], catalog["text"].tolist()
         index = build_index(settings["retriever"], texts, settings["encoder"], vectors=vectors)
         counts = item_counts(purchases["items"], len(catalog))
         popular = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-        signals = _count(system, purchases, vectors, weights)
+        signals = _count(system, purchases, vectors, weights, trained)
         model = _open_model(prepared, settings, texts) if "texts" in system else (None, None)
-        return cls(catalog, index, *model, popular, policy, system, settings, signals, weights, vectors, purchases)
+        counted = signals, weights, vectors, purchases, trained
+        return cls(catalog, index, *model, popular, policy, system, settings, *counted)
 
     def save(self, folder: str | Path) -> Path:
         """Write all that `open` needs into one folder, whole or not at all; of a language model, only its name."""
@@ -150,6 +158,8 @@ class Recommender:
             self.purchases.to_parquet(path / PURCHASES)
             if self.vectors is not None:
                 np.save(path / VECTORS, self.vectors)
+            if self.trained:
+                self.trained.write(path)
             files = {file.name: file_sha256(file) for file in sorted(path.iterdir())}
             about = {"settings": self.settings, "weights": self.weights, "files": files}
             (path / ABOUT).write_text(json.dumps(about | {"digest": paths.digest(about)}, indent=1), encoding="utf-8")
@@ -160,7 +170,7 @@ class Recommender:
     def open(cls, folder: str | Path, data_dir: str | Path = "data") -> "Recommender":
         """Open what `save` wrote, and count again; `data_dir` is where a language model's dataset lies."""
         folder, prepared = paths.resolve(folder), None
-        about, catalog, purchases, vectors = paths.read_file(folder, _read_folder, "save the recommender again")
+        about, catalog, *counted, trained = paths.read_file(folder, _read_folder, "save the recommender again")
         settings = about["settings"]
         if "texts" in settings["system"]:
             prepared = load_prepared(settings["dataset"], data_dir)
@@ -168,7 +178,7 @@ class Recommender:
                 other = f"was saved from another catalog or other purchases than '{prepared.dataset}' has now"
                 raise ValueError(f"{paths.show(folder)} {other}: load the recommender and save it again")
         removed = np.flatnonzero(catalog.pop("removed"))
-        return replace(cls._fit(settings, catalog, purchases, vectors, about["weights"], prepared), removed=removed)
+        return replace(cls._fit(settings, catalog, *counted, about["weights"], trained, prepared), removed=removed)
 
     def add_items(self, table: pd.DataFrame) -> None:
         """Add items by `asin` and `title`, which finds them at once: nothing is trained. A removed one comes back."""
@@ -187,7 +197,7 @@ class Recommender:
         retriever, encoder = self.settings["retriever"], self.settings["encoder"]
         if self.vectors is not None:  # what may fail comes before anything changes
             self.vectors = np.concatenate([self.vectors, encode(new["text"].tolist(), encoder)])
-            self.signals = _count(self.system, self.purchases, self.vectors, self.weights)
+            self.signals = _count(self.system, self.purchases, self.vectors, self.weights, self.trained)
         self.removed = np.setdiff1d(self.removed, rows)
         self._take_catalog(pd.concat([self.catalog, new], ignore_index=True))
         self.index = build_index(retriever, self._texts, encoder, vectors=self.vectors)
@@ -318,7 +328,9 @@ class Recommender:
         if "texts" in self.system:
             written = [texts for texts, _ in self._write(visitors)]
             signals["generated"] = embed_texts(users, written, self.vectors, self.settings["encoder"])
-        hits = fusion.fuse(signals, self.weights, task, k, hidden)
+        learned = self.system == "learned ranking"
+        rank = partial(rankers.rank_learned, self.trained.trees) if learned else fusion.fuse
+        hits = rank(signals, self.weights, task, k, hidden)
         for row, (ranked, scores) in enumerate(zip(*hits)):
             ranked, scores = ranked[ranked >= 0], scores[ranked >= 0]
             texts = [""] * len(ranked)
@@ -334,16 +346,21 @@ class Recommender:
         scores = [self.weights[name] * signals[name].score(task)[0] for name in names]
         lifts = np.stack([np.where(row[items] > 0, row[items] - row.mean(), -np.inf) for row in scores])
         for name, item, text in zip(np.array(names)[lifts.argmax(axis=0)], items, texts):
-            if isinstance(signals[name], fusion.ItemSignal):
+            if hasattr(signals[name], "main_purchase"):
                 text = self.catalog["title"].iloc[signals[name].main_purchase(task, item)]
+            elif name == "sasrec":  # which does not say what a score owes to each purchase
+                text = self.catalog["title"].iloc[task.seen_items[0][-1]]
             yield REASONS[name].format(text)
 
 
-def _count(system: str, purchases: pd.DataFrame, vectors: np.ndarray, weights: dict) -> dict[str, fusion.Signal]:
-    """Fit the signals that have a weight; STAR adds the cosines as they are, without a root."""
-    names = [name for name in weights if name != "generated"]
+def _count(system: str, purchases: pd.DataFrame, vectors, weights: dict, trained) -> dict:
+    """Fit the signals of the weights, in their order; STAR adds the cosines as they are, without a root."""
+    names = [name for name in weights if name not in ("generated", "sasrec")]
     days = {str(user): dates for user, dates in enumerate(purchases["days"])}
     signals = fusion.fit_signals(list(purchases["items"]), vectors, names, days) if names else {}
+    if trained:
+        signals["sasrec"] = trained.signal(vectors)
+        signals = {name: signals[name] for name in weights}  # the trees' columns have this order
     return {name: replace(signal, power=1) for name, signal in signals.items()} if system == "star" else signals
 
 
@@ -396,7 +413,8 @@ def _read_folder(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, np.nda
         if file_sha256(folder / name) != sha256:
             raise ValueError(f"{name} is cut, or of another catalog")
     vectors = np.load(folder / VECTORS) if VECTORS in about["files"] else None
-    return about, pd.read_parquet(folder / CATALOG), pd.read_parquet(folder / PURCHASES), vectors
+    trained = rankers.Trained.read(folder) if rankers.FILES[0] in about["files"] else None
+    return about, pd.read_parquet(folder / CATALOG), pd.read_parquet(folder / PURCHASES), vectors, trained
 
 
 def _as_list(given) -> list:

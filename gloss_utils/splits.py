@@ -198,10 +198,7 @@ def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:
 
 
 def training_histories(prepared: Prepared) -> list[np.ndarray]:
-    """List what may be learned from: int64 item numbers per user, in sorted-reviewer order.
-
-    All but the last item; all but the last two for the validation users.
-    """
+    """What may be learned from: each user's item numbers but the last, two for validation users, by reviewer id."""
     reviewer_ids, bounds = user_bounds(prepared.interactions)
     items = prepared.item_numbers(prepared.interactions["asin"])
     held_out = 1 + pd.Index(reviewer_ids).isin(prepared.splits["validation"]["reviewer_id"][:])

@@ -188,7 +188,7 @@ def test_a_signal_that_is_the_same_everywhere_gets_no_weight():
     features = np.stack([rng.random(60), np.full(60, 0.7)], axis=1).astype(np.float32)
     starts = np.arange(0, 60, 6)
     bought = starts + np.array([features[start : start + 6, 0].argmax() for start in starts])
-    candidates = fusion.Candidates(("knows", "constant"), features, starts, bought)
+    candidates = fusion.Candidates(("knows", "constant"), features, starts, bought, np.arange(len(starts)))
     weights = fusion.choose_weights(candidates)
     assert weights["constant"] == 0 and weights["knows"] > 1
 

@@ -10,7 +10,7 @@ from tiny_model import TITLES, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.lessons import lesson
-from gloss_utils import segments
+from gloss_utils import fusion, metrics, rankers
 from gloss_utils.paths import PROJECT_ROOT
 from gloss_utils.splits import Task
 
@@ -147,7 +147,7 @@ def tables():
 
 def test_shares_by_hand(tables):
     lengths = np.array([3, 5, 6, 16])
-    table = tables.table_5(segments.assign(lengths, (5, 14)), lengths)
+    table = tables.table_5(metrics.assign_segments(lengths, (5, 14)), lengths)
     assert table["users"].tolist() == [2, 1, 1]
     assert table["interactions"].tolist() == [8, 6, 16]
     np.testing.assert_allclose(table["user_share"], [50, 25, 25])
@@ -156,32 +156,25 @@ def test_shares_by_hand(tables):
 
 def test_an_empty_segment_has_no_mean(tables):
     lengths = np.array([3, 4, 9])
-    table = tables.table_5(segments.assign(lengths, (5, 14)), lengths)
+    table = tables.table_5(metrics.assign_segments(lengths, (5, 14)), lengths)
     assert table.loc["power", "users"] == 0 and np.isnan(table.loc["power", "mean_length"])
 
 
 def test_quantile_thresholds_make_the_shares(tables):
     lengths = np.arange(1, 101)
     assert tables.quantile_thresholds(lengths) == (30, 90)
-    assert tables.table_5(segments.assign(lengths, (30, 90)), lengths)["users"].tolist() == [30, 60, 10]
+    assert tables.table_5(metrics.assign_segments(lengths, (30, 90)), lengths)["users"].tolist() == [30, 60, 10]
 
 
 def test_a_system_is_a_row_and_a_supported_best_segment_has_a_star(tables):
     names, ids = np.repeat(["cold-start", "regular"], 300), [f"u{number}" for number in range(600)]
     systems = {"GLoSS": np.repeat([0.0, 1.0], 300), "LIS": np.zeros(600)}
     measured = {name: pd.DataFrame({"reviewer_id": ids, "recall@5": recall}) for name, recall in systems.items()}
-    by_system = {name: segments.by_segment(per_user, names) for name, per_user in measured.items()}
+    by_system = {name: metrics.by_segment(per_user, names) for name, per_user in measured.items()}
     table = tables.like_table_6(by_system, "recall@5")
     assert table.index.tolist() == ["GLoSS", "LIS"]
     assert table.loc["GLoSS", "regular"] == "1.0000 [1.0000, 1.0000]*"
     assert "*" not in "".join(table.loc["LIS"])
-
-
-@pytest.fixture(scope="module")
-def ranker():
-    """Section 7.11: rows of candidates, trees that correct a sum of signals, and their ranking; for six items."""
-    names = ("blocks_of", "describe", "learn", "rank_learned")
-    return lesson("07_beyond_text", *names, num_items=6, SEED=42)
 
 
 class Known:
@@ -199,38 +192,30 @@ def users_of(seen, targets):
     return Task(np.arange(count).astype(str), [""] * count, [np.array(items) for items in seen], np.array(targets))
 
 
-def test_candidates_by_hand(ranker):
-    """An item that a signal scores above zero is a candidate, unless it was bought; each gets its columns."""
-    signals = {"a": Known([[4, 2, 0, 0, 0, 9]]), "b": Known([[0, 0, 0, 0.5, 0, 0]])}
-    users, items, columns = ranker.describe(signals, users_of([[5]], [0]))
-    assert users.tolist() == [0, 0, 0] and items.tolist() == [0, 1, 3]
-    np.testing.assert_allclose(columns[:, :2], [[4, 0], [2, 0], [0, 0.5]])
-    np.testing.assert_allclose(columns[:, 2:4], [[1, 0], [0.5, 0], [0, 1]], atol=1e-6)
-    assert columns[:, 4].tolist() == [1, 1, 1]
-
-
-def test_trees_learn_what_a_sum_cannot_say(ranker):
-    """The target is the item on which both signals agree most: no weighted sum of them finds that."""
+def test_trees_learn_what_a_sum_cannot_say():
+    """Section 7.11. The target is the item on which both signals agree most: no weighted sum of them finds that."""
+    learn = lesson("07_beyond_text", "learn", SEED=42).learn
     rng = np.random.default_rng(0)
     one, two = rng.uniform(0.1, 1, (2, 600, 6))
     targets = np.abs(one - two)[:, 1:].argmin(axis=1) + 1  # item 0 was bought
     task, signals = users_of([[0]] * 600, targets), {"one": Known(one), "two": Known(two)}
-    weights = np.array([1.0, 1.0])
-    trees, curve = ranker.learn(signals, weights, task, most=60)
-    ranked = ranker.rank_learned(trees, signals, weights, task, k=1).items  # more users than one block
+    table, weights = fusion.gather_candidates(signals, task), {"one": 1.0, "two": 1.0}
+    trees, curve = learn(table, np.array([1.0, 1.0]), task, most=60)
+    ranked = rankers.rank_learned(trees, signals, weights, task, k=1).items
     sums = np.where(np.arange(6) == 0, -np.inf, one + two).argmax(axis=1)
     assert not (ranked == 0).any() and max(curve) > curve[0]
     assert (ranked[:, 0] == targets).mean() > (sums == targets).mean() + 0.2
-    again, _ = ranker.learn(signals, weights, task, most=60)
+    again, _ = learn(table, np.array([1.0, 1.0]), task, most=60)
     assert again.model_to_string() == trees.model_to_string()
 
 
-def test_an_items_vector_is_its_own_plus_its_titles():
-    import torch
-
-    made = lesson("07_beyond_text", "SASRec")
-    titles = np.eye(3, 4, dtype=np.float32)
-    model = made.SASRec(3, titles, width=2, heads=1)
-    expected = model.items.weight[:3] + torch.tensor(titles) @ model.titles.weight.T
-    torch.testing.assert_close(model.table()[:3], expected)
-    assert torch.equal(model.table()[3], model.items.weight[3])  # the row that pads has no title
+def test_sasrec_trains_as_long_as_it_is_told_or_until_it_stops_getting_better():
+    """Section 7.10: a chain of items that always follow each other is learned; without validation, all epochs run."""
+    made = lesson("07_beyond_text", "evaluate", "train_epoch", "train_sasrec", num_items=6, SEED=42)
+    histories = [np.roll(np.arange(6), turn)[:4] for turn in range(6)] * 40
+    task = users_of([items[:-1] for items in histories[:6]], [items[-1] for items in histories[:6]])
+    signal, log = made.train_sasrec(histories, 30, None, task, patience=2)
+    assert log["epoch"].tolist() == list(range(1, len(log) + 1)) and log["loss"].iloc[-1] < log["loss"].iloc[0]
+    assert (signal.score(task).argmax(axis=1) == task.targets).all()
+    _, whole = made.train_sasrec(histories, 3)
+    assert len(whole) == 3 and "ndcg@10" not in whole

@@ -99,10 +99,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert not final.exists()
 
     asked = []
-    original = queries.ENGINES["transformers"]
-    monkeypatch.setitem(
-        queries.ENGINES,
-        "transformers",
+    original = queries.generation.generate_batches
+    monkeypatch.setattr(
+        queries.generation,
+        "generate_batches",
         lambda model, tokenizer, prompts, *rest, **options: (
             asked.extend(prompts) or original(model, tokenizer, prompts, *rest, **options)
         ),

@@ -3,11 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from gloss_utils import baselines, fusion, prompts, recommender, splits
+from gloss_utils import baselines, fusion, prompts, rankers, recommender, splits
 from gloss_utils.dense import encode
 from gloss_utils.paths import dataset_paths
 from gloss_utils.recommender import ABOUT, CATALOG, COLUMNS, SYSTEMS, VECTORS, Recommender
@@ -159,7 +161,30 @@ def store(prepared):
 
 
 @pytest.fixture(scope="module")
-def served(prepared):
+def trained(prepared):
+    """What notebook 07 leaves, without its minutes: SASRec untrained, trees of sixty users, weights by hand."""
+    vectors = encode(prepared.catalog["text"].tolist(), cache_dir=prepared.paths.cache)
+    torch.manual_seed(1)
+    sasrec = rankers.SASRecSignal(rankers.SASRec(len(vectors), vectors))
+    names = [*fusion.FUSION, "sasrec", *fusion.LEARNED]
+    weights = {name: 0.1 + 0.05 * place for place, name in enumerate(names)}
+    short, held_out = fusion.extend_validation(prepared)
+    days = splits.purchase_days(prepared)
+    signals = fusion.fit_signals(short, vectors, [name for name in names if name != "sasrec"], days)
+    table = fusion.gather_candidates({name: {**signals, "sasrec": sasrec}[name] for name in names}, held_out)
+    rows = np.diff([*table.starts, len(table.features)])
+    columns = rankers.describe(np.repeat(table.users, rows), table.features, np.ones(len(table.features)))
+    bought = np.isin(np.arange(len(columns)), table.bought).astype(int)
+    options = {"objective": "lambdarank", "verbose": -1, "deterministic": True, "force_row_wise": True, "seed": 1}
+    trees = lgb.train(options, lgb.Dataset(columns, bought, group=rows), 5)
+    nine = {name: weight for name, weight in weights.items() if name not in fusion.LEARNED}
+    of_systems = {"sasrec": {"sasrec": 1.0}, "fused + sasrec": nine, "learned ranking": weights}
+    rankers.save(prepared, sasrec, trees, of_systems, "minilm")
+    return rankers.load(prepared, "minilm")
+
+
+@pytest.fixture(scope="module")
+def served(prepared, trained):
     """Every system without a language model."""
     data_dir = prepared.paths.root.parent
     return {system: Recommender.load("sample", system=system, data_dir=data_dir) for system in COUNTED}
@@ -182,6 +207,15 @@ def notebook_ranks(store, system: str) -> np.ndarray:
     vectors = encode(texts, cache_dir=prepared.paths.cache)
     if system == "star":
         return baselines.star(task, vectors, baselines.cooccurrence(histories, len(texts))).items
+    if system in recommender.TRAINED:
+        trained = rankers.load(prepared, "minilm")
+        weights = trained.about["weights"][system]
+        signals = fusion.fit_signals(histories, vectors, (*fusion.FUSION, *fusion.LEARNED), store.days)
+        signals["sasrec"] = trained.signal(vectors)
+        signals = {name: signals[name] for name in weights}
+        if system == "learned ranking":
+            return rankers.rank_learned(trained.trees, signals, weights, task).items
+        return fusion.fuse(signals, weights, task).items
     short, held_out = fusion.extend_validation(prepared)
     choosing = fusion.fit_signals(short, vectors, days=store.days)
     weights = fusion.choose_weights(fusion.gather_candidates(choosing, held_out))
@@ -258,6 +292,21 @@ def test_every_system_gives_a_reason(served, store):
         assert reasons.str.contains(words).all()
     texts = make(["Title: lemon oil"]).recommend("mint soap", explain=True)
     assert texts["reason"][0] == "the model wrote 'Title: lemon oil'"
+
+
+@pytest.mark.parametrize("system", recommender.TRAINED)
+def test_a_trained_system_gives_reasons_and_takes_new_items(served, store, system):
+    shop, history = recommender.replace(served[system]), store.histories[0]
+    table = shop.recommend(history, dates=store.dates[0], explain=True)
+    last = store.prepared.catalog["title"][store.task.seen_items[0][-1]]
+    if system == "sasrec":
+        assert set(table["reason"]) == {f"SASRec expects it after '{last}'"}
+    assert table["reason"].str.len().gt(0).all()
+    shop.add_items(pd.DataFrame({"asin": ["NEW0000001"], "title": [f"{last} refill"]}))
+    assert "NEW0000001" in set(shop.recommend(history, k=5000)["asin"])
+    shop.remove_items(["NEW0000001"])
+    assert "NEW0000001" not in set(shop.recommend(history, k=5000)["asin"])
+    assert len(shop.recommend(["NEW0000001"])) == 5, "it can stand in a history"
 
 
 @pytest.mark.parametrize("system", ["lis", "star", "fused"])

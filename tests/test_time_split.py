@@ -124,8 +124,9 @@ def test_overlap_counts_common_items_not_common_places(measuring):
 
 
 def test_sasrec_is_read_from_the_chapter_that_teaches_it(measuring):
-    made = measuring.lesson("07_beyond_text", "SASRec", "pad")
-    assert made.SASRec(5, width=4, length=3)(made.pad([[0, 1], [2]], 5)).shape == (2, 2, 4)
+    made = measuring.lesson("07_beyond_text", *measuring.TAUGHT, num_items=5, SEED=1)
+    signal, log = made.train_sasrec([np.array([0, 1, 2])] * 70, epochs=1)
+    assert signal.model.num_items == 5 and len(log) == 1
     with pytest.raises(ValueError, match="no such_cell"):
         measuring.lesson("07_beyond_text", "such_cell")
 

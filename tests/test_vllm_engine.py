@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from test_queries import tiny_case
 from tiny_model import make_prompts, tiny_model, tiny_tokenizer
 
-from gloss_utils import generation, vllm_engine
+from gloss_utils import generation
 from gloss_utils.generation import Strategy, generate
 from gloss_utils.queries import fingerprint_model
-from gloss_utils.vllm_engine import VllmModel
+from tools import vllm_engine
+from tools.vllm_engine import VllmModel
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
@@ -76,9 +77,7 @@ def test_prompts_settings_and_answers_go_through_unchanged(served, strategy):
     """Same prompts, seeds and clean texts as transformers', in the order of the prompts, batch by batch."""
     expected = generate(tiny_model(), tiny_tokenizer(), make_prompts(), strategy)
     found = {}
-    for rows, results in vllm_engine.generate_batches(
-        served, tiny_tokenizer(), make_prompts(), strategy, batch_size=3
-    ):
+    for rows, results in served.generate_batches(tiny_tokenizer(), make_prompts(), strategy, batch_size=3):
         found |= dict(zip(rows, results))
     for row, theirs in enumerate(expected):
         assert found[row].texts == theirs.texts
@@ -87,7 +86,7 @@ def test_prompts_settings_and_answers_go_through_unchanged(served, strategy):
 
 def test_constrained_beams_are_not_for_this_engine(served):
     with pytest.raises(ValueError, match="needs engine='transformers'"):
-        next(vllm_engine.generate_batches(served, tiny_tokenizer(), make_prompts(), "constrained5"))
+        next(served.generate_batches(tiny_tokenizer(), make_prompts(), "constrained5"))
 
 
 def test_another_adapter_is_another_model(tmp_path):

@@ -82,7 +82,7 @@ class Worker:
     def __init__(self, job: Job):
         import torch
 
-        from gloss_utils import language_models, retrieval, vllm_engine
+        from gloss_utils import language_models, retrieval
         from gloss_utils.generation import CatalogTrie, get_strategy
 
         torch.set_num_threads(job.threads)
@@ -93,6 +93,8 @@ class Worker:
         settings = language_models.read_run(self.prepared.paths, job.model)["settings"]
         self.options = {name: settings[name] for name in ("max_seq_length", "truncation")}  # prompts as in training
         if job.engine == "vllm":
+            from tools import vllm_engine
+
             self.model = vllm_engine.load(self.prepared.paths, job.model, settings["max_seq_length"])
             adapter = language_models.find_adapter(self.prepared.paths, job.model)
             self.tokenizer = language_models.load_tokenizer(str(adapter))
@@ -112,14 +114,14 @@ class Worker:
     def recommend(self, reviewer_ids: list[str], ptexts: list[str], histories: list) -> pa.Table:
         """Write texts for some users, search the catalog with them, and rank what was found."""
         from gloss_utils import ranking
-        from gloss_utils.queries import ENGINES
+        from gloss_utils.generation import generate_batches
 
         seen = [self.prepared.item_numbers(list(history)) for history in histories]
         seen = [items[items >= 0] for items in seen]
         texts = self.catalog["text"]
         ptexts = [given or self.prompt(items, texts) for given, items in zip(ptexts, seen)]
         known = [row for row, prompt in enumerate(ptexts) if prompt]
-        write = ENGINES[self.job.engine]
+        write = getattr(type(self.model), "generate_batches", generate_batches)  # a VllmModel has its own
         records = [{"generated_sequences": [], "sequence_scores": []} for _ in reviewer_ids]
         for rows, found in write(
             self.model, self.tokenizer, [ptexts[row] for row in known], self.strategy, **self.options

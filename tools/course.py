@@ -32,7 +32,7 @@ ERROR_LINES = 8  # how much of a traceback the terminal shows; all of it is in t
 ALLOWED_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
 # Several notebooks add rows to it, so its time of change says nothing about one of them.
 SHARED_FILES = {"results.csv"}
-MADE = ("interactions", "catalog", "splits", "report", "results", "course_state", "cache")
+MADE = ("interactions", "catalog", "splits", "report", "results", "course_state", "cache", "ranker")
 MADE_FOLDERS = ("models", "queries", "rankings", "metrics")
 
 

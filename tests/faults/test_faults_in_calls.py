@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from injected import Fault, refused, rows
 
-from gloss_utils import baselines, dense, fusion, metrics, paths, plotting, prompts, segments, splits
+from gloss_utils import baselines, dense, fusion, metrics, paths, plotting, prompts, splits
 from gloss_utils.metrics import System
 from gloss_utils.ranking import rank_items
 from gloss_utils.recommender import Recommender
@@ -183,7 +183,7 @@ def fault(what, call, sentence):
     ),
     fault(
         "thresholds upside down",
-        lambda _: segments.assign(np.array([3]), (9, 5)),
+        lambda _: metrics.assign_segments(np.array([3]), (9, 5)),
         r"thresholds \(9, 5\): the first must be the smaller",
     ),
     fault(
@@ -270,7 +270,7 @@ def test_calls_that_are_refused(fault):
     ),
     fault(
         "a user without interactions",
-        lambda root: segments.history_lengths(splits.load_prepared(f"{root}/"), ["u99"]),
+        lambda root: metrics.history_lengths(splits.load_prepared(f"{root}/"), ["u99"]),
         "user 'u99' has no interactions in 'store'",
     ),
 )

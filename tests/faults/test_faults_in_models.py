@@ -21,13 +21,13 @@ from gloss_utils import (
     resources,
     splits,
     tiny_llama,
-    vllm_engine,
 )
 from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.generation import Strategy
 from gloss_utils.recommender import Recommender
 from gloss_utils.tiny_llama import Recipe
 from tools import finetune as finetune_tool
+from tools import vllm_engine
 
 MODEL = "tiny-llama"
 SMALL = Recipe(vocab_size=400, hidden_size=64, num_layers=1, mlp_size=128, epochs=1, block_length=32)

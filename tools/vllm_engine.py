@@ -1,8 +1,8 @@
 """Generation by vLLM, with paged attention and continuous batching: for large models on a GPU.
 
-The prompts' token ids and the scores are those of `generation`. Samples come from the same distribution but other
-random streams. Beams follow another rule: `LLM.beam_search` lets a text end wherever the end is among a beam's
-likeliest 2 × num_texts tokens, transformers only where it is among the likeliest continuations of all beams
+The prompts' token ids and the scores are those of `gloss_utils.generation`. Samples come from the same distribution
+but other random streams. Beams follow another rule: `LLM.beam_search` lets a text end wherever the end is among a
+beam's likeliest 2 × num_texts tokens, transformers only where it is among the likeliest continuations of all beams
 together. So vLLM's beams hold more titles that break off early, and its files are not those of transformers.
 vLLM wants an environment of its own (`requirements-vllm.txt`); `make check-vllm` compares the two there.
 """
@@ -15,8 +15,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .generation import Generated, Strategy, encode_prompts, get_strategy, keep_texts, plan_batches, user_seed
-from .paths import DatasetPaths, read_json
+from gloss_utils.generation import (
+    Generated,
+    Strategy,
+    encode_prompts,
+    get_strategy,
+    keep_texts,
+    plan_batches,
+    user_seed,
+)
+from gloss_utils.language_models import check_finetuned, locate
+from gloss_utils.paths import DatasetPaths, read_json
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # `max_lora_rank` takes no other number
 
@@ -32,6 +41,33 @@ class VllmModel:
         """The adapter's, which tell one model from another; the base is in another process."""
         return load_file(Path(self.adapter.lora_path) / "adapter_model.safetensors").items()
 
+    def generate_batches(
+        self,
+        tokenizer,
+        prompts: list[str],
+        strategy: str | Strategy = "beam5",
+        *,
+        batch_size: int = 32,
+        max_seq_length: int = 1024,
+        seed: int = 42,
+        truncation: str = "left",
+    ) -> Iterator[tuple[list[int], list[Generated]]]:
+        """As `generation.generate_batches`. vLLM schedules on its own; the batches are for saving what is done."""
+        strategy = get_strategy(strategy)
+        if strategy.constrained:
+            raise ValueError(
+                f"strategy '{strategy.name}' needs engine='transformers': vLLM gets no catalog trie here"
+            )
+        encoded = encode_prompts(tokenizer, prompts, max_seq_length, strategy.max_new_tokens, truncation)
+        for rows in plan_batches([len(ids) for ids in encoded], batch_size):
+            inputs = [{"prompt_token_ids": encoded[row]} for row in rows]
+            if strategy.temperature:
+                found = _draw_samples(self, inputs, strategy, [user_seed(seed, prompts[row]) for row in rows])
+            else:
+                found = _search_beams(self, inputs, strategy)
+            decoded = [tokenizer.batch_decode([ids for ids, _ in user], skip_special_tokens=True) for user in found]
+            yield rows, [keep_texts(texts, [s for _, s in user], strategy) for texts, user in zip(decoded, found)]
+
 
 def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options) -> VllmModel:
     """Open a base and its adapter in vLLM; `options` go to `vllm.LLM` (`dtype`, `gpu_memory_utilization`, …)."""
@@ -44,8 +80,6 @@ def load(paths: DatasetPaths, model: str, max_seq_length: int = 1024, **options)
             "environment of requirements-vllm.txt (`make check-vllm` builds it): "
             ".venv-vllm/bin/python -m tools.course --only 04 -p GENERATION_ENGINE vllm"
         ) from error
-    from .language_models import check_finetuned, locate
-
     if not torch.cuda.is_available():
         # A prompt that is read in pieces makes vLLM rewind the user's random stream, which CPU generators cannot.
         options.setdefault("enable_chunked_prefill", False)
@@ -69,32 +103,6 @@ def lora_rank(adapter: Path) -> int:
     if not enough:
         raise ValueError(f"the adapter's rank is {rank}, vLLM takes at most {VLLM_RANKS[-1]}: train a narrower one")
     return enough[0]
-
-
-def generate_batches(
-    model: VllmModel,
-    tokenizer,
-    prompts: list[str],
-    strategy: str | Strategy = "beam5",
-    *,
-    batch_size: int = 32,
-    max_seq_length: int = 1024,
-    seed: int = 42,
-    truncation: str = "left",
-) -> Iterator[tuple[list[int], list[Generated]]]:
-    """As `generation.generate_batches`. vLLM schedules on its own; the batches are for saving what is done."""
-    strategy = get_strategy(strategy)
-    if strategy.constrained:
-        raise ValueError(f"strategy '{strategy.name}' needs engine='transformers': vLLM gets no catalog trie here")
-    encoded = encode_prompts(tokenizer, prompts, max_seq_length, strategy.max_new_tokens, truncation)
-    for rows in plan_batches([len(ids) for ids in encoded], batch_size):
-        inputs = [{"prompt_token_ids": encoded[row]} for row in rows]
-        if strategy.temperature:
-            found = _draw_samples(model, inputs, strategy, [user_seed(seed, prompts[row]) for row in rows])
-        else:
-            found = _search_beams(model, inputs, strategy)
-        decoded = [tokenizer.batch_decode([ids for ids, _ in user], skip_special_tokens=True) for user in found]
-        yield rows, [keep_texts(texts, [s for _, s in user], strategy) for texts, user in zip(decoded, found)]
 
 
 def _search_beams(model: VllmModel, inputs: list[dict], strategy: Strategy) -> list[list]:
