@@ -273,8 +273,9 @@ def finetune(
     trainer = make_trainer(network, tokenizer, prepared, settings, checkpoints, log)
     trainer.train(resume_from_checkpoint=checkpoint)
     processes.wait_for_everyone()  # each has read the best checkpoint before the main one removes it
+    whole = trainer.is_fsdp_enabled and trainer.accelerator.get_state_dict(trainer.model)  # asks every process
     if processes.is_main_process:
-        language_models.save(trainer.model, tokenizer, paths.adapter(name))
+        language_models.save(trainer.model, tokenizer, paths.adapter(name), whole or None)
         run = stamp | describe_run(trainer, engine) | {"seconds": round(time.perf_counter() - started, 1)}
         write_atomically(paths.run_json(name), lambda path: path.write_text(json.dumps(run, indent=1)))
         shutil.rmtree(checkpoints, ignore_errors=True)

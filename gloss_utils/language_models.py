@@ -105,11 +105,14 @@ def unpack_smollm2(directory: Path) -> Path:
     return save(model.bfloat16(), tokenizer, directory)
 
 
-def save(model, tokenizer, directory: Path) -> Path:
-    """Save a model (of an adapted one, the adapter) and its tokenizer into one directory, all or nothing."""
+def save(model, tokenizer, directory: Path, state: dict | None = None) -> Path:
+    """Save a model (or an adapter) and its tokenizer into a directory, all or nothing; `state`: gathered by FSDP."""
+
+    if state and model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)  # gathered apart from the embeddings that it is
 
     def write(temporary: Path) -> None:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
 
     return write_atomically(directory, write)

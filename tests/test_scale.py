@@ -1,6 +1,7 @@
 """Past one machine: several processes train the model that one trains, and the work of millions is cut into parts."""
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -10,11 +11,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gloss_utils import finetuning, queries, raw_data, retrieval, splits, tiny_llama
 from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.generation import Generated
-from gloss_utils.language_models import read_run
+from gloss_utils.language_models import load_finetuned, read_run
 from gloss_utils.paths import PROJECT_ROOT
 from tools import at_scale, finetune
 
@@ -58,10 +61,89 @@ def test_a_step_that_the_processes_cannot_share_is_refused():
         finetune.share_batches(STEPS, 3)
 
 
-def test_a_launcher_that_divides_the_model_is_refused():
-    finetune.check_launcher({"ACCELERATE_USE_CPU": "true"})
-    with pytest.raises(ValueError, match="FSDP is not supported: launch with --multi_gpu"):
-        finetune.check_launcher({"ACCELERATE_USE_FSDP": "true"})
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "method", "gpus", "words"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "lora", 2, "DeepSpeed is not supported: launch with --multi_gpu"),
+        (FSDP, "lora", 0, "divides a model among GPUs, and there is none here: launch with --multi_gpu"),
+        (FSDP | {"FSDP_VERSION": "1"}, "lora", 2, "FSDP needs --fsdp_version 2"),
+        (FSDP | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "lora", 2, "--fsdp_state_dict_type FULL_STATE_DICT"),
+        (FSDP, "qlora", 2, "FSDP does not divide a 4-bit base: set METHOD to lora or full"),
+    ],
+)
+def test_a_launcher_that_cannot_run_is_refused(environment, method, gpus, words):
+    with pytest.raises(ValueError, match=words):
+        finetune.check_launcher(environment, method, gpus)
+
+
+def test_launchers_that_can_run_are_told_apart():
+    assert finetune.check_launcher(FSDP, "lora", 2) and finetune.check_launcher(FSDP, "full", 2)
+    assert not finetune.check_launcher({"ACCELERATE_USE_CPU": "true"}, "qlora", 0)
+
+
+WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
+# accelerate takes FSDP on accelerators only. Told that these processes have one, PyTorch's FSDP runs on a CPU too.
+FSDP_ON_CPU = """
+import sys
+from accelerate import state
+from accelerate.utils import DistributedType
+from tools import finetune
+
+start = state.AcceleratorState.__init__
+
+
+def start_divided(self, *given, **options):
+    start(self, *given, **options)
+    if options.get("fsdp_plugin"):
+        self.fsdp_plugin, self.distributed_type = options["fsdp_plugin"], DistributedType.FSDP
+        state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+state.AcceleratorState.__init__ = start_divided
+finetune.torch.cuda.device_count = lambda: 2
+finetune.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_divided_between_two_processes_trains_as_a_whole_one(tmp_path, method):
+    """FSDP: the losses of one process; the adapter or model that is saved is whole, and loads."""
+    prepared = raw_data.prepare("sample", data_dir=tmp_path, progress=False)
+    tiny_llama.pretrain_base(prepared.catalog["text"], prepared.paths.base_model("tiny-llama"), SMALL)
+    settings = replace(STEPS, order="by_length", method=method)
+    one = finetuning.finetune(prepared, "tiny-llama", settings, name="one-process")
+    (tmp_path / "divided.py").write_text(FSDP_ON_CPU)
+    given = {parameter: getattr(settings, setting) for setting, parameter in finetune.setting_names().items()}
+    command = [sys.executable, str(tmp_path / "divided.py"), "--data-dir", str(tmp_path), "--name", "divided"]
+    for parameter, value in given.items():
+        command += ["--set", parameter, str(value)]
+    common = (
+        os.environ | FSDP | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    )
+    common |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    common |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer", "LOCAL_WORLD_SIZE": "2"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        common["MASTER_PORT"] = str(free.getsockname()[1])
+    pair = [
+        subprocess.Popen(command, env=common | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=300)[1][-3000:] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    paths, two = prepared.paths, finetuning.read_log(prepared.paths.training_log("divided"))
+    runs = [read_run(paths, run) for run in ("one-process", "divided")]
+    assert [run["processes"] for run in runs] == [1, 2]
+    assert runs[0]["trainable_parameters"] == runs[1]["trainable_parameters"]
+    assert abs(runs[0]["best_validation_loss"] - runs[1]["best_validation_loss"]) < 0.01
+    assert (two["loss"] - one["loss"]).abs().max() < 0.02
+    saved = [load_file(paths.adapter(run) / WEIGHTS[method]) for run in ("one-process", "divided")]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.allclose(saved[0][name], saved[1][name], atol=0.02) for name in saved[0])
+    load_finetuned(paths, "divided")
 
 
 @pytest.mark.slow

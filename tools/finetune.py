@@ -7,6 +7,11 @@ are averaged (DDP, PyTorch's DistributedDataParallel). The step stays what the s
 among the processes, so GRADIENT_ACCUMULATION must be a multiple of their number. The parameters are notebook 03's, by
 its names; adapter, log and `run.json` are where it writes them. Without a GPU the processes share the cores
 (`--multi_gpu` starts them there too).
+
+A model that is too large for one GPU can be divided among several (FSDP), without 4 bits:
+
+    accelerate launch --use_fsdp --fsdp_version 2 --fsdp_state_dict_type FULL_STATE_DICT --num_processes 2 \\
+        --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP tools/finetune.py --profile paper --set METHOD lora
 """
 
 import argparse
@@ -33,6 +38,7 @@ from gloss_utils.paths import show  # noqa: E402
 from gloss_utils.splits import load_prepared  # noqa: E402
 from tools import course  # noqa: E402
 
+LAUNCHERS = ("FSDP", "DEEPSPEED")  # of accelerate, that divide the model
 NOTEBOOK = course.NOTEBOOKS / "03_qlora_finetuning.ipynb"
 
 
@@ -54,14 +60,24 @@ def read_parameters(profile: str, given: dict[str, str]) -> dict:
     return defaults | course.check_parameters(profiled | given, types)
 
 
-def check_launcher(environment: Mapping[str, str]) -> None:
-    """Refuse a launcher that divides the model itself: what is saved would be one process's share of it.
+def check_launcher(environment: Mapping[str, str], method: str, gpus: int) -> bool:
+    """Whether FSDP (PyTorch's fully sharded data parallel) divides the model; what cannot run is refused.
 
-    accelerate runs FSDP and DeepSpeed on GPUs only, so neither could be tried where this was written.
+    accelerate knows FSDP on accelerators only, and without one would go on with DDP. Its first version wants one
+    dtype for all parameters, and a 4-bit base cannot be put together again from its parts.
     """
-    for name in ("FSDP", "DEEPSPEED"):
-        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise ValueError(f"{name} is not supported: launch with --multi_gpu, a whole model on each GPU")
+    asked = {name: environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in LAUNCHERS}
+    if asked["DEEPSPEED"]:
+        raise ValueError("DeepSpeed is not supported: launch with --multi_gpu, or with --use_fsdp --fsdp_version 2")
+    if asked["FSDP"]:
+        whole = "launch with --multi_gpu, a whole model in each process"
+        if not gpus:
+            raise ValueError(f"FSDP divides a model among GPUs, and there is none here: {whole}")
+        if environment.get("FSDP_VERSION", "1") != "2" or "FULL" not in environment.get("FSDP_STATE_DICT_TYPE", ""):
+            raise ValueError("FSDP needs --fsdp_version 2 and --fsdp_state_dict_type FULL_STATE_DICT: add both")
+        if method == "qlora":
+            raise ValueError(f"FSDP does not divide a 4-bit base: set METHOD to lora or full, or {whole}")
+    return asked["FSDP"]
 
 
 def share_batches(settings: TrainingSettings, processes: int) -> None:
@@ -119,8 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     given = {"DATASET": arguments.dataset, "MODEL": arguments.model, "DATA_DIR": arguments.data_dir}
     given = {name: value for name, value in given.items() if value} | dict(arguments.set)
     try:
-        check_launcher(os.environ)
         parameters = read_parameters(arguments.profile, given)
+        check_launcher(os.environ, parameters["METHOD"], torch.cuda.device_count())
         finetune(parameters, parameters["DATA_DIR"], arguments.name)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
