@@ -7,8 +7,9 @@ Users are drawn from the test split, each with the whole history and its dates. 
 recommender is opened, which counts again, before all users are ranked: `counting_s` and `all_users_s` together are
 what a nightly run takes. `add_100_items_s` is how long it takes until a hundred new titles can be found. Seconds of
 the processor stand beside those of the wall, because a shared machine stretches only the latter. The limits: one
-second per user with a language model; without one, ten milliseconds at the median, and fifteen seconds for all users
-of Beauty. Writes benchmarks/results/recommender.csv, or recommender_beauty.csv.
+second per user with a language model; without one (`fused`), ten milliseconds at the median, and fifteen seconds for
+all users of Beauty. What notebook 07 trained is timed too, with --data-dir where it has run. Writes
+benchmarks/results/recommender.csv, or recommender_beauty.csv.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import pandas as pd
 
 from gloss_utils import Recommender, raw_data
 from gloss_utils.paths import PROJECT_ROOT, write_atomically
+from gloss_utils.recommender import TRAINED
 from gloss_utils.splits import Prepared, Task, load_prepared, load_task, purchase_days, sample_users
 
 LIMIT_SECONDS, LIMIT_MEDIAN, LIMIT_ALL = 1.0, 0.01, 15.0
@@ -72,7 +74,7 @@ def measure_beauty(data_dir: str | Path, num_users: int) -> pd.DataFrame:
     task, rows = load_task(prepared), []
     asins, dates = zip(*read_histories(prepared, task))
     some = read_histories(prepared, sample_users(task, num_users))
-    for system in ("most-popular", "lis", "star", "fused"):
+    for system in ("most-popular", "lis", "star", "fused", *(TRAINED if prepared.paths.ranker.exists() else ())):
         recommender, loading, _ = timed(Recommender.load, "beauty", system=system, data_dir=data_dir)
         with tempfile.TemporaryDirectory() as folder:
             recommender.save(Path(folder) / "served")

@@ -4,38 +4,69 @@
 
 The rehearsal is the test itself with the validation users in the test users' place: trees are learned on the last
 training purchase of other users, and rank the validation users' held-out items with signals of the whole training
-part. No test user takes part. Writes benchmarks/results/learned.csv: NDCG@5 of each variant over the validation users
-of these categories together, and its paired difference to nine signals learned on 3,000 users.
+part. No test user takes part. Writes benchmarks/results/learned.csv: NDCG@5 of each variant over a category's
+validation users, and its paired difference to nine signals learned on 3,000 users.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from measure_sasrec import Category, learn_ranking, some
+from measure_sasrec import Category, Signals, learn_ranking
 
-from gloss_utils import fusion, rankers, raw_data, splits
+from gloss_utils import baselines, fusion, rankers, raw_data, splits
 from gloss_utils.dense import encode
-from gloss_utils.metrics import compare
+from gloss_utils.metrics import compare, upsert_rows
 from gloss_utils.paths import PROJECT_ROOT
+from gloss_utils.splits import Task
 
 RESULTS = PROJECT_ROOT / "benchmarks/results/learned.csv"
+KEYS = ["dataset", "seed", "columns", "learning users", "ranked by"]
 USUAL = ("nine signals", 3_000)
-VARIANTS = {  # signals left out, users to learn from
-    USUAL: fusion.LEARNED,
-    ("nine signals", 15_000): fusion.LEARNED,
-    ("nine + closest title", 15_000): ("long_cooccurrence",),
-    ("nine + closest title + long co-occurrence", 15_000): (),
+VARIANTS = {  # further signals, users to learn from
+    USUAL: (),
+    ("nine signals", 15_000): (),
+    ("nine + closest title", 15_000): ("closest title",),
+    ("nine + closest title + long co-occurrence", 15_000): ("closest title", "long co-occurrence"),
 }
 
 
-def rehearse(category: Category, left_out: tuple, users: int) -> dict[str, pd.DataFrame]:
+@dataclass(frozen=True)
+class ClosestTitle:
+    """Cosine of an item's title with the closest of a user's last titles; `text` has their mean."""
+
+    vectors: np.ndarray  # of the catalog, float32 [num_items, dimensions]
+    length: int = 8
+
+    def score(self, task: Task) -> np.ndarray:
+        scores = np.full((len(task), len(self.vectors)), -1, dtype=np.float32)
+        for back in range(1, self.length + 1):  # one product for all users' last items, one for those before them
+            rows = [row for row, items in enumerate(task.seen_items) if len(items) >= back]
+            close = self.vectors[[task.seen_items[row][-back] for row in rows]] @ self.vectors.T
+            scores[rows] = np.maximum(scores[rows], close)
+        return scores
+
+
+def further(names: tuple[str, ...], histories, vectors: np.ndarray) -> Signals:
+    """The named signals that the chapter does not have."""
+    fits = {
+        "closest title": lambda: ClosestTitle(vectors),
+        "long co-occurrence": lambda: fusion.ItemSignal(
+            (baselines.cooccurrence(histories, len(vectors)),), length=20, decay=0.9
+        ),
+    }
+    return {name: fits[name]() for name in names}
+
+
+def rehearse(category: Category, names: tuple[str, ...], users: int) -> dict[str, pd.DataFrame]:
     """Per-user metrics of the validation users, by the weighted sum and by the trees."""
-    validation, learners = splits.load_task(category.prepared, "validation"), category.held_out[1]
+    validation, (shorter, learners) = splits.load_task(category.prepared, "validation"), category.held_out
     others = np.arange(len(validation), len(learners))  # extend_validation puts the validation users first
     drawn = np.sort(np.random.default_rng(category.seed).permutation(others)[:users])
-    learning, known = some(category.learning, *left_out), some(category.known, *left_out)
+    learning = category.learning | further(names, shorter, category.vectors)
+    known = category.known | further(names, splits.training_histories(category.prepared), category.vectors)
     weights, trees, _ = learn_ranking(category, learning, learners.take(drawn))
     ranked = {
         "sum": fusion.fuse(known, weights, validation),
@@ -53,16 +84,15 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43])
     options = parser.parse_args()
-    parts = {}
     for dataset in options.datasets:
         prepared = raw_data.prepare(dataset, options.raw_dir, options.cache_dir, progress=False)
         vectors = encode(prepared.catalog["text"].tolist(), cache_dir=options.cache_dir)
         for seed in options.seeds:
             category = Category(prepared, vectors, seed=seed, cache=options.cache_dir)
-            for variant, left_out in VARIANTS.items():
-                for how, table in rehearse(category, left_out, variant[1]).items():
-                    table["reviewer_id"] = dataset + " " + table["reviewer_id"]  # some buy in both categories
-                    parts.setdefault((seed, *variant, how), []).append(table)
+            tables = {}
+            for variant, names in VARIANTS.items():
+                for how, table in rehearse(category, names, variant[1]).items():
+                    tables[*variant, how] = table
                     print(
                         dataset,
                         seed,
@@ -71,15 +101,14 @@ def main() -> None:
                         table[["recall@5", "ndcg@5"]].mean().round(4).to_dict(),
                         flush=True,
                     )
-    together = {key: pd.concat(tables, ignore_index=True) for key, tables in parts.items()}
-    rows = []
-    for (seed, columns, users, how), table in together.items():
-        row = compare(table, together[seed, *USUAL, "trees"]).set_index("metric").loc["ndcg@5"]
-        row = row.rename({"a": "ndcg@5"}).drop("b")
-        rows.append({"columns": columns, "learning users": users, "ranked by": how, "seed": seed, **row})
-    table = pd.DataFrame(rows).assign(datasets=" + ".join(options.datasets)).round(4).astype({"num_users": int})
-    table.to_csv(RESULTS, index=False)
-    print(table.to_string())
+            rows = []
+            for (columns, users, how), table in tables.items():
+                row = compare(table, tables[*USUAL, "trees"]).set_index("metric").loc["ndcg@5"]
+                row = row.rename({"a": "ndcg@5"}).drop("b")
+                rows.append({"columns": columns, "learning users": users, "ranked by": how, "seed": seed, **row})
+            rows = pd.DataFrame(rows).assign(dataset=dataset).round(4).astype({"num_users": int})
+            upsert_rows(RESULTS, rows, KEYS)
+            print(rows.to_string())
 
 
 if __name__ == "__main__":

@@ -86,18 +86,13 @@ class Category:
     def learning(self) -> Signals:
         """All signals, without the learners' last training purchase."""
         histories = self.held_out[0]
-        return self.fit(histories) | {"sasrec": self.early} | self.fit(histories, fusion.LEARNED)
+        return self.fit(histories) | {"sasrec": self.early}
 
     @cached_property
     def known(self) -> Signals:
         """All signals of the whole training part, in the same order."""
         histories = splits.training_histories(self.prepared)
-        return self.fit(histories) | {"sasrec": self.sasrec} | self.fit(histories, fusion.LEARNED)
-
-
-def some(signals: Signals, *left_out: str) -> Signals:
-    """The signals without these."""
-    return {name: signal for name, signal in signals.items() if name not in left_out}
+        return self.fit(histories) | {"sasrec": self.sasrec}
 
 
 def learn_ranking(category: Category, signals: Signals, learners: splits.Task, most: int = TREES):
@@ -114,16 +109,13 @@ def rank_test(category: Category) -> tuple[dict[str, pd.DataFrame], int]:
     test, trained = splits.load_task(prepared), "SASRec + titles" if category.titles else "SASRec"
     shorter, held_out = fusion.extend_validation(prepared, seed=category.seed)
     fused = fusion.choose_weights(fusion.gather_candidates(category.fit(shorter), held_out))
-    nine = some(category.learning, *fusion.LEARNED)
-    joined = fusion.choose_weights(fusion.gather_candidates(nine, learners))
-    weights, trees, curve = learn_ranking(category, category.learning, learners)
+    joined, trees, curve = learn_ranking(category, category.learning, learners)
     print(f"cross-validation: {curve[0]:.4f} after one tree, {max(curve):.4f} after {trees.num_trees()}")
     ranked = {
         "fused": fusion.fuse(category.known, fused, test),
         trained: fusion.fuse(category.known, {"sasrec": 1.0}, test),
         f"fused + {trained}": fusion.fuse(category.known, joined, test),
-        "sum of eleven": fusion.fuse(category.known, weights, test),
-        "learned ranking": rankers.rank_learned(trees, category.known, weights, test),
+        "learned ranking": rankers.rank_learned(trees, category.known, joined, test),
     }
     return {name: category.taught.evaluate(hits, test) for name, hits in ranked.items()}, trees.num_trees()
 
@@ -147,8 +139,7 @@ def main() -> None:
     log, joined = category.logs["early"], f"fused + {'SASRec + titles' if titles else 'SASRec'}"
     systems = {joined: metrics.System("fusion", retriever="minilm", policy=joined)}
     if titles:  # the trees have no row without titles
-        for name in ("sum of eleven", "learned ranking"):
-            systems[name] = metrics.System("fusion", retriever="minilm", policy=name)
+        systems["learned ranking"] = metrics.System("fusion", retriever="minilm", policy="learned ranking")
     if other:
         systems = {name: replace(each, policy=f"{each.policy}, shuffled ties") for name, each in systems.items()}
     else:
@@ -161,7 +152,7 @@ def main() -> None:
     tables = {system: measured[name] for name, system in systems.items()}
     keep_measured.keep_results(dataset, "test", tables, command=command, note=note)
     if titles and not other:
-        keep_pairs(dataset, measured, (joined, "sum of eleven", "fused"), command, note)
+        keep_pairs(dataset, measured, (joined, "fused"), command, note)
 
 
 def keep_pairs(dataset: str, measured: dict[str, pd.DataFrame], others: tuple, command: str, note: str) -> None:

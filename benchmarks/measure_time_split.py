@@ -41,7 +41,7 @@ COUNTED = ("most popular", "STAR", "fused")  # what counting anew can change
 LEAST_USERS = 30  # of a part: an interval over fewer says nothing
 COMMON_SHARE = 0.5  # the most bought items that together make up this share of the purchases are no long tail
 OVERLAP_PAIRS = 10_000
-TITLED, OF_ELEVEN = "SASRec + titles", "sum of eleven"
+TITLED, OF_NINE = "SASRec + titles", "fused + SASRec + titles"
 MOST_USERS = 3000  # who choose the weights
 
 
@@ -344,22 +344,20 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
     print(log.round(4).to_string(index=False), flush=True)
     sasrec, _ = chapter.train_sasrec(known, 1 + int(log["ndcg@10"].argmax()), vectors)
     learning = fusion.fit_signals(less, vectors, fusion.FUSION, past.days) | {"sasrec": early}
-    nine = fusion.gather_candidates(learning, learners)
-    table = fusion.gather_candidates(learning | fusion.fit_signals(less, vectors, fusion.LEARNED), learners)
-    weights = {TITLED: {"sasrec": 1.0}, f"fused + {TITLED}": fusion.choose_weights(nine)}
-    weights[OF_LAST] = fusion.choose_weights(nine, fusion.FUSION)
+    table = fusion.gather_candidates(learning, learners)
+    weights = {TITLED: {"sasrec": 1.0}, OF_NINE: fusion.choose_weights(table)}
+    weights[OF_LAST] = fusion.choose_weights(table, fusion.FUSION)
     weights["fused"] = weights_by_date(past, interactions, vectors, share)
-    weights[OF_ELEVEN] = fusion.choose_weights(table)
     signals = fusion.fit_signals(known, vectors, fusion.FUSION, past.days) | {"sasrec": sasrec}
-    signals, test = signals | fusion.fit_signals(known, vectors, fusion.LEARNED), past.test
+    test = past.test
     ranked = {name: fusion.fuse(signals, chosen, test).items for name, chosen in weights.items()}
     ranked["STAR"] = baselines.star(test, vectors, signals["cooccurrence"].matrices[0]).items
-    factors = np.array([weights[OF_ELEVEN][name] for name in table.names])
+    factors = np.array([weights[OF_NINE][name] for name in table.names])
     trees, _ = chapter.learn(table, factors, learners, TREES)
-    ranked["learned ranking"] = rankers.rank_learned(trees, signals, weights[OF_ELEVEN], test).items
+    ranked["learned ranking"] = rankers.rank_learned(trees, signals, weights[OF_NINE], test).items
     per_user = evaluate_lists(ranked, test)
-    pairs = [(TITLED, "STAR"), ("fused", TITLED), (f"fused + {TITLED}", OF_LAST), (OF_ELEVEN, f"fused + {TITLED}")]
-    pairs += [("learned ranking", name) for name in (OF_ELEVEN, f"fused + {TITLED}", OF_LAST, "fused")]
+    pairs = [(TITLED, "STAR"), ("fused", TITLED), (OF_NINE, OF_LAST)]
+    pairs += [("learned ranking", name) for name in (OF_NINE, OF_LAST, "fused")]
     cold = past.counts[test.targets] == 0
     of_cold = {name: per_user[name][cold] for name in (TITLED, "learned ranking")}
     rows = pd.concat([describe(TIME, "all", per_user, pairs), describe(TIME, "target never bought", of_cold)])
@@ -367,7 +365,7 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
         count(TIME, "lists", name, len(test), **beyond_accuracy(ranked[name], past.counts))
         for name in (TITLED, "learned ranking")
     ]
-    new = rows["system"].str.contains("SASRec|learned|eleven")
+    new = rows["system"].str.contains("SASRec|learned")
     return pd.concat([rows[new], *lists])
 
 

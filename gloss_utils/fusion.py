@@ -32,10 +32,6 @@ FUSION = (
     "time_decayed",  # what came within days of them, recent purchases first
     "popularity",
 )
-LEARNED = (  # what the learned ranking reads beside them, and beside SASRec
-    "closest_title",  # the title that is closest to any of the last eight, where `text` has their mean
-    "long_cooccurrence",  # bought by the same users as any of the last twenty
-)
 
 # Set by hand on Beauty, before Toys; by which users' results is not recorded. Chapter 07 varies four of them.
 WALK_NEIGHBOURS = 100  # random_walk keeps an item's closest items only, which is ten times faster
@@ -44,7 +40,6 @@ SKIP_REACH = 6  # skip_transitions: up to how many purchases later an item still
 TIME_REACH = 20  # time_decayed: the same, further, since the days between decide there
 TIME_DAYS = 10.0  # time_decayed: an item that followed so many days later counts 1/e of one on the same day
 TIME_HISTORY, TIME_RANK_DECAY = 10, 0.9  # time_decayed starts from more items, since their age decides there
-LONG_HISTORY, LONG_DECAY = 20, 0.9  # long_cooccurrence starts from so many items
 AGE_DAYS, AGE_FLOOR = 60.0, 0.05  # time_decayed: a user's item counts floor + exp(-age / days)
 CANDIDATES = 50  # items per signal on which weights are fitted: about as many as can matter for a list of ten
 EXTRA_SHARE = 0.2  # at most one user in five gives up an item for the choice of weights
@@ -116,26 +111,6 @@ class Popularity:
 
     def score(self, task: Task) -> np.ndarray:
         return np.broadcast_to(np.log1p(self.counts).astype(np.float32), (len(task), len(self.counts)))
-
-
-@dataclass(frozen=True)
-class ClosestTitle:
-    """Cosine of an item's title with the closest of a user's last titles."""
-
-    vectors: np.ndarray  # of the catalog, float32 [num_items, dimensions]
-    length: int = 8
-
-    def score(self, task: Task) -> np.ndarray:
-        scores = np.full((len(task), len(self.vectors)), -1, dtype=np.float32)
-        for back in range(1, self.length + 1):  # one product for all users' last items, one for those before them
-            rows = [row for row, items in enumerate(task.seen_items) if len(items) >= back]
-            close = self.vectors[[task.seen_items[row][-back] for row in rows]] @ self.vectors.T
-            scores[rows] = np.maximum(scores[rows], close)
-        return scores
-
-    def main_purchase(self, task: Task, item: int) -> int:
-        recent = task.seen_items[0][-self.length :]
-        return int(recent[(self.vectors[recent] @ self.vectors[item]).argmax()])
 
 
 @dataclass(frozen=True)
@@ -252,12 +227,8 @@ def fit_signals(
         "skip_transitions": lambda: ItemSignal((after(SKIP_REACH),), WALK_HISTORY),
         "time_decayed": time_decayed,
         "popularity": lambda: Popularity(baselines.item_counts(histories, num_items)),
-        "closest_title": lambda: ClosestTitle(vectors),
-        "long_cooccurrence": lambda: ItemSignal(
-            (baselines.cooccurrence(histories, num_items),), LONG_HISTORY, LONG_DECAY
-        ),
     }
-    return {name: fits[check_choice(name, fits, "signal")]() for name in names}
+    return {name: fits[check_choice(name, FUSION, "signal")]() for name in names}
 
 
 def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Sequence | None = None) -> Hits:

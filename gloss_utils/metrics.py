@@ -29,7 +29,11 @@ MEASURED = PROJECT_ROOT / "data" / "measured_results.csv"
 def evaluate(
     ranked: np.ndarray, targets: np.ndarray, ks: Sequence[int] = (5, 10), reviewer_ids: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Score each user's list of item numbers, [num_users, width], best first, -1 pads: see `score_ranks`."""
+    """Score each user's list of item numbers, [num_users, width], best first, -1 pads: see `score_ranks`.
+
+    >>> evaluate(np.array([[3, 7, 1]]), np.array([7]), ks=(1, 3)).round(4).to_dict("records")
+    [{'recall@1': 0.0, 'ndcg@1': 0.0, 'recall@3': 1.0, 'ndcg@3': 0.6309, 'mrr': 0.5}]
+    """
     ranked, targets = np.asarray(ranked), np.asarray(targets)
     if ranked.ndim != 2 or len(ranked) != len(targets):
         raise ValueError(f"ranked must be [num_users, k]: got {ranked.shape} for {len(targets)} targets")
@@ -197,7 +201,11 @@ WORDS = {
 
 
 def name_system(system: System) -> str:
-    """Name a system in words. GLoSS is the paper's own: beams, the best hit of each by score, seen items kept."""
+    """Name a system in words. GLoSS is the paper's own: beams, the best hit of each by score, seen items kept.
+
+    >>> name_system(System("tiny-llama", "beam5", "dense-minilm", "score"))
+    'GLoSS (tiny-llama) · MiniLM'
+    """
     if system.model == "fusion":  # its policy says all; its retriever is the encoder of the text signal
         return system.policy
     encoder = system.retriever.removeprefix("dense-").removeprefix("hybrid-")

@@ -174,7 +174,13 @@ def file_sha256(path: Path) -> str:
 
 
 def check_choice(value: str, choices: Iterable[str], what: str, more: str = "") -> str:
-    """Return `value` if it is one of `choices`; `what` names the kind ("policy") in the ValueError."""
+    """Return `value` if it is one of `choices`; `what` names the kind ("policy") in the ValueError.
+
+    >>> check_choice("scor", ["score", "rrf"], "policy")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown policy 'scor': did you mean 'score'? Known: rrf, score
+    """
     choices = sorted(choices)
     if value in choices:
         return value

@@ -46,8 +46,6 @@ REASONS = {
     "popularity": "popular",
     "generated": "the model wrote '{}'",
     "sasrec": "SASRec expects it after '{}'",
-    "closest_title": "its title is close to '{}'",
-    "long_cooccurrence": "bought by the same people as '{}'",
 }
 ABOUT, CATALOG, PURCHASES, VECTORS = "recommender.json", "catalog.parquet", "purchases.parquet", "vectors.npy"
 

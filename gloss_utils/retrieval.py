@@ -26,7 +26,11 @@ class Hits(NamedTuple):
 
 
 def top_k(scores: np.ndarray, k: int, floor: float = -np.inf) -> Hits:
-    """Take the k best of every row of scores above `floor`; equal scores go to the lower column; -1 pads."""
+    """Take the k best of every row of scores above `floor`; equal scores go to the lower column; -1 pads.
+
+    >>> top_k(np.array([[0.5, 0.9, 0.5]], dtype=np.float32), k=2).items
+    array([[1, 0]])
+    """
     # By hand: np.argpartition, torch.topk and bm25s.retrieve leave the order of equal scores open.
     num_rows, num_items = scores.shape
     last = num_items - min(k, num_items)

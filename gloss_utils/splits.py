@@ -126,8 +126,8 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame, validation_u
             f"user '{short}' has {lengths.min()} interactions: a split needs {MIN_INTERACTIONS} or more per user"
         )
     asins = pa.array(interactions["asin"], pa.string())
-    items = pd.Index(catalog["asin"]).get_indexer(interactions["asin"])
-    texts = pa.array(catalog["text"], pa.string()).take(pa.array(items))
+    index = catalog.index if catalog.index.name == "asin" else pd.Index(catalog["asin"])  # the former is kept, hashed
+    texts = pa.array(catalog["text"], pa.string()).take(pa.array(index.get_indexer(interactions["asin"])))
     starts, stops = bounds[:-1], bounds[1:]
     drawn = pd.Index(reviewer_ids).isin(validation_users or draw_validation_users(reviewer_ids))
     train = _hold_out_last(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])

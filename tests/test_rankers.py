@@ -183,14 +183,3 @@ def test_other_data_another_encoder_and_damage_are_one_sentence(prepared, traine
 def test_a_dataset_without_a_trained_ranking_names_the_notebook(toy):
     with pytest.raises(FileNotFoundError, match=r"\Ano trained ranking for [^\n]*run notebook 07 with DATASET="):
         rankers.load(toy, "minilm")
-
-
-def test_signals_of_the_learned_ranking_by_hand():
-    unit = vectors()
-    task = Task(np.array(["0"]), [""], [np.array([2, 5, 7])], np.array([-1]))
-    closest = fusion.fit_signals([], unit, ["closest_title"])["closest_title"]
-    expected = [max(unit[item] @ unit[seen] for seen in (2, 5, 7)) for item in range(NUM_ITEMS)]
-    np.testing.assert_allclose(closest.score(task)[0], expected, rtol=1e-5, atol=1e-6)
-    item = int(np.argmax([unit[item] @ unit[5] if item not in (2, 5, 7) else -1 for item in range(NUM_ITEMS)]))
-    behind = max((2, 5, 7), key=lambda seen: unit[item] @ unit[seen])
-    assert closest.main_purchase(task, item) == behind

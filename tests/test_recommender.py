@@ -166,7 +166,7 @@ def trained(prepared):
     vectors = encode(prepared.catalog["text"].tolist(), cache_dir=prepared.paths.cache)
     torch.manual_seed(1)
     sasrec = rankers.SASRecSignal(rankers.SASRec(len(vectors), vectors))
-    names = [*fusion.FUSION, "sasrec", *fusion.LEARNED]
+    names = [*fusion.FUSION, "sasrec"]
     weights = {name: 0.1 + 0.05 * place for place, name in enumerate(names)}
     short, held_out = fusion.extend_validation(prepared)
     days = splits.purchase_days(prepared)
@@ -177,8 +177,7 @@ def trained(prepared):
     bought = np.isin(np.arange(len(columns)), table.bought).astype(int)
     options = {"objective": "lambdarank", "verbose": -1, "deterministic": True, "force_row_wise": True, "seed": 1}
     trees = lgb.train(options, lgb.Dataset(columns, bought, group=rows), 5)
-    nine = {name: weight for name, weight in weights.items() if name not in fusion.LEARNED}
-    of_systems = {"sasrec": {"sasrec": 1.0}, "fused + sasrec": nine, "learned ranking": weights}
+    of_systems = {"sasrec": {"sasrec": 1.0}, "fused + sasrec": weights, "learned ranking": weights}
     rankers.save(prepared, sasrec, trees, of_systems, "minilm")
     return rankers.load(prepared, "minilm")
 
@@ -210,7 +209,7 @@ def notebook_ranks(store, system: str) -> np.ndarray:
     if system in recommender.TRAINED:
         trained = rankers.load(prepared, "minilm")
         weights = trained.about["weights"][system]
-        signals = fusion.fit_signals(histories, vectors, (*fusion.FUSION, *fusion.LEARNED), store.days)
+        signals = fusion.fit_signals(histories, vectors, days=store.days)
         signals["sasrec"] = trained.signal(vectors)
         signals = {name: signals[name] for name in weights}
         if system == "learned ranking":
