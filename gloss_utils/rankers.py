@@ -127,7 +127,7 @@ class Trained(NamedTuple):
     def signal(self, vectors: np.ndarray) -> SASRecSignal:
         """SASRec over a catalog that may have grown: a new item has its title, and no vector of its own yet."""
         own, titled = self.state["items.weight"], "titles.weight" in self.state
-        model = SASRec(len(vectors), vectors if titled else None)
+        model = SASRec(len(vectors), vectors if titled else None, own.shape[1])
         grown = torch.zeros(len(vectors) + 1, own.shape[1])
         grown[: len(own) - 1] = own[:-1]
         model.load_state_dict(self.state | {"items.weight": grown})

@@ -344,7 +344,7 @@ class Recommender:
         scores = [self.weights[name] * signals[name].score(task)[0] for name in names]
         lifts = np.stack([np.where(row[items] > 0, row[items] - row.mean(), -np.inf) for row in scores])
         for name, item, text in zip(np.array(names)[lifts.argmax(axis=0)], items, texts):
-            if hasattr(signals[name], "main_purchase"):
+            if isinstance(signals[name], fusion.ItemSignal):
                 text = self.catalog["title"].iloc[signals[name].main_purchase(task, item)]
             elif name == "sasrec":  # which does not say what a score owes to each purchase
                 text = self.catalog["title"].iloc[task.seen_items[0][-1]]
