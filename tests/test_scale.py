@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gloss_utils import finetuning, queries, raw_data, retrieval, splits, tiny_llama
+from gloss_utils import finetuning, generation, raw_data, retrieval, splits, tiny_llama
 from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.generation import Generated
 from gloss_utils.language_models import load_finetuned, read_run
@@ -285,7 +285,7 @@ def test_a_worker_ranks_what_the_texts_find_and_hides_what_was_bought(toy, monke
     def write(model, tokenizer, prompts, strategy, **options):
         yield [1, 0], [Generated(["Title: Mint Toner"], [-0.123456]), Generated(["Title: Rose Soap"], [-1.0])]
 
-    monkeypatch.setitem(queries.ENGINES, "transformers", write)
+    monkeypatch.setattr(generation, "generate_batches", write)
     worker = stub_of(toy, k=2)
     rows = worker.recommend(["u1", "u2", "u3"], ["", "", ""], [["a1"], ["no such item"], ["a4", "a5"]]).to_pylist()
     assert rows[0]["generated_sequences"] == ["Title: Rose Soap"] and "a1" not in rows[0]["asins"]
@@ -311,7 +311,7 @@ def test_a_list_does_not_depend_on_the_other_users_of_a_batch(toy, monkeypatch):
             [Generated(["Title: Rose Soap Cream", "Title: Mint Cream"], [-1.0, -2.0])] * 2,
         )
 
-    monkeypatch.setitem(queries.ENGINES, "transformers", write)
+    monkeypatch.setattr(generation, "generate_batches", write)
     monkeypatch.setattr(at_scale, "HITS", 1)
     worker = stub_of(toy, policy="rrf", k=1)
     worker.index = TwoWays()
