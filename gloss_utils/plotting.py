@@ -147,8 +147,13 @@ def bars_with_intervals(
     return figure
 
 
-def grouped_intervals(table: pd.DataFrame, group: str, series: str, ylabel: str, title: str = "") -> plt.Figure:
-    """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker."""
+def grouped_intervals(
+    table: pd.DataFrame, group: str, series: str, ylabel: str, reference: tuple | None = None, title: str = ""
+) -> plt.Figure:
+    """Points with 95 % intervals from columns `value, low, high`: `group` along x, `series` as colour and marker.
+
+    `reference` (label, value) is a dashed line.
+    """
     groups, names = list(dict.fromkeys(table[group])), list(dict.fromkeys(table[series]))
     figure, axis = plt.subplots(figsize=(max(7.0, 1.1 * len(groups)), 3.5))
     for number, name in enumerate(names):
@@ -157,6 +162,8 @@ def grouped_intervals(table: pd.DataFrame, group: str, series: str, ylabel: str,
         errors = [part["value"] - part["low"], part["high"] - part["value"]]
         look = {"fmt": "osD^v<>"[number % 7], "color": COLORS[number % len(COLORS)], "capsize": 2}
         axis.errorbar(x, part["value"], yerr=errors, label=name, **look)
+    if reference:
+        axis.axhline(reference[1], color="0.4", linestyle="--", linewidth=1, label=reference[0])
     axis.set_xticks(range(len(groups)), groups)
     axis.set(ylabel=ylabel, title=title)
     axis.set_ylim(bottom=min(0, table["low"].min()))
