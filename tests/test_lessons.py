@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny_model import TITLES, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -111,6 +112,13 @@ RECORDS = [
     },
     {"reviewer_id": "R1", "seen_asins": ["B0", "B2"], "generated_sequences": [""], "sequence_scores": [-3.0]},
 ]
+
+
+def test_an_answer_ends_with_its_first_eos():
+    """`generate` fills beams with EOS where PAD is token 0 (SmolLM2): chapter 04 took the filling for the answer."""
+    up_to_eos = lesson("04_generation_strategies", "up_to_eos", tokenizer=SimpleNamespace(eos_token_id=2)).up_to_eos
+    for written, kept in [([7, 8, 2, 2, 2], [7, 8, 2]), ([7, 2, 0, 0], [7, 2]), ([7, 8], [7, 8]), ([2, 2], [2])]:
+        assert up_to_eos(torch.tensor(written)).tolist() == kept
 
 
 @pytest.fixture(scope="module")
