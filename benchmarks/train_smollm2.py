@@ -3,23 +3,27 @@
     python benchmarks/train_smollm2.py beauty --raw-dir <folder> --data-dir <folder>
     python benchmarks/measure_texts.py beauty --data-dir <folder>
 
-The run of data/adapters/smollm2-135m-beauty, with its settings; a run that was cut off goes on. Everything is a call
-of the package: notebook 03 calls the same `finetune`, whose METHOD "lora" is faster on a CPU than its default.
+The run of data/adapters/smollm2-135m-beauty, in two legs, each with its settings; a leg that was cut off goes on, and
+the second starts from the adapter of the first with other users. The first is notebook 03's `finetune`, whose METHOD
+"lora" is faster on a CPU than its default.
 """
 
 import argparse
 import json
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from gloss_utils import finetuning, generation, language_models, queries, raw_data, splits
 from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.language_models import SMOLLM2
-from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, find_dataset, read_json, write_atomically
+from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, file_sha256, find_dataset, read_json, write_atomically
 
 SETTINGS = TrainingSettings(
     method="lora",
@@ -38,6 +42,8 @@ SETTINGS = TrainingSettings(
     patience=100,
     validation_users=64,
 )
+FURTHER = replace(SETTINGS, learning_rate=5e-4, warmup_steps=30, max_steps=600, evaluations=6, seed=43)  # other users
+FIRST_LEG = f"{SMOLLM2}-first"
 CUT = {"max_seq_length": SETTINGS.max_seq_length, "truncation": SETTINGS.truncation}  # prompts as in training
 ADAPTERS = PROJECT_ROOT / "data/adapters"
 APPENDIX_F = "A10AIIMNYUD5AG"  # the one whose texts the paper prints, by history and target
@@ -65,6 +71,29 @@ def write_one(prepared: splits.Prepared, model, tokenizer, folder: Path) -> None
     table.to_csv(folder / "one_user.csv", index=False)
 
 
+def train_further(prepared: splits.Prepared) -> None:
+    """The second leg: `finetune` with the first leg's adapter in place of a new one."""
+    paths, started = prepared.paths, time.perf_counter()
+    checkpoints, checkpoint = paths.model(SMOLLM2) / "checkpoints", finetuning.last_checkpoint(paths, SMOLLM2)
+    model, tokenizer = language_models.load_base(SMOLLM2, paths, quantize=False, engine="transformers")
+    model = PeftModel.from_pretrained(model, paths.adapter(FIRST_LEG), is_trainable=True)
+    stamp = finetuning.describe_inputs(prepared, SMOLLM2, FURTHER)
+    stamp["started from"] = file_sha256(paths.adapter(FIRST_LEG) / "adapter_model.safetensors")
+    finetuning.check_stamp(checkpoints / "run.json", stamp)
+    trainer = finetuning.make_trainer(model, tokenizer, prepared, FURTHER, checkpoints, paths.training_log(SMOLLM2))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    language_models.save(trainer.model, tokenizer, paths.adapter(SMOLLM2))
+    run = stamp | finetuning.describe_run(trainer, "transformers")
+    run |= {"seconds": round(time.perf_counter() - started, 1), "first leg": read_json(paths.run_json(FIRST_LEG))}
+    write_atomically(paths.run_json(SMOLLM2), lambda path: path.write_text(json.dumps(run, indent=1)))
+    shutil.rmtree(checkpoints)
+
+
+def join_logs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """One log of two legs: the steps and epochs of the second count on."""
+    return pd.concat([first, second.assign(**{name: second[name] + first[name].max() for name in ("step", "epoch")})])
+
+
 def pack(paths: DatasetPaths, folder: Path) -> None:
     """Copy what another machine needs: the adapter in bf16, `run.json` and the log; no path, no fingerprint of data.
 
@@ -82,9 +111,11 @@ def pack(paths: DatasetPaths, folder: Path) -> None:
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
     write_atomically(folder / "adapter", write)
-    run = {key: value for key, value in run.items() if key != "data"}  # the reader's own copy will do
+    for leg in (run, run.get("first leg", {})):
+        leg.pop("data", None)  # the reader's own copy will do
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-    shutil.copy(paths.training_log(SMOLLM2), folder / "training_log.csv")
+    log = join_logs(*(finetuning.read_log(paths.training_log(name)) for name in (FIRST_LEG, SMOLLM2)))
+    log.to_csv(folder / "training_log.csv", index=False)
 
 
 def main() -> None:
@@ -99,7 +130,9 @@ def main() -> None:
         raw_data.prepare(options.dataset, options.raw_dir, options.data_dir)
     prepared = splits.load_prepared(options.dataset, options.data_dir)
     if not paths.run_json(SMOLLM2).exists():
-        finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True)
+        if not paths.run_json(FIRST_LEG).exists():
+            finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True, name=FIRST_LEG)
+        train_further(prepared)
     pack(paths, folder)
     model, tokenizer = language_models.load_finetuned(paths, SMOLLM2)
     if options.dataset == "beauty":

@@ -108,12 +108,13 @@ def tokenize(texts: Sequence[str], tokenizer, settings: TrainingSettings) -> Dat
 
 
 def choose_texts(prepared: Prepared, split: str, settings: TrainingSettings) -> list[str]:
-    """List the texts of `train` or `validation`, or a seeded sample where the settings ask for a part."""
+    """List the texts of `train` or `validation`, or a sample: of validation users the same one whatever the seed."""
     texts = prepared.splits[split]["text"][:]
     wanted = int(settings.user_share * len(texts)) if split == "train" else settings.validation_users or len(texts)
     if wanted >= len(texts):
         return texts
-    kept = np.random.default_rng(settings.seed).permutation(len(texts))[: max(1, wanted)]
+    seed = settings.seed if split == "train" else 42  # so that the losses of two runs compare
+    kept = np.random.default_rng(seed).permutation(len(texts))[: max(1, wanted)]
     return [texts[row] for row in np.sort(kept)]
 
 
