@@ -1,10 +1,13 @@
 """Choose the learned ranking's columns, and how many users it learns from, on validation users, under two draws.
 
-    python benchmarks/choose_learned.py --datasets beauty toys --raw-dir <folder>
+    python benchmarks/choose_learned.py --datasets beauty --raw-dir <folder> --cache-dir <folder>
+    python benchmarks/choose_learned.py --datasets toys --seeds 42 --raw-dir <folder> --cache-dir <folder>
 
-The rehearsal is the test itself with the validation users in the test users' place: trees are learned on the last
-training purchase of other users, and rank the validation users' held-out items with signals of the whole training
-part. No test user takes part. Writes benchmarks/results/learned.csv: NDCG@5 of each variant over a category's
+The rehearsal is the test with the validation users in the test users' place: trees are learned on the last training
+purchase of other users, and rank the validation users' held-out items with signals of the whole training part. All
+variants share the signals and the SASRec that learn without 15,000 users' last training purchase, so fewer learning
+users means fewer for the trees. The validation users are among those who stop SASRec's training, in every variant. No
+test user takes part. Writes benchmarks/results/learned.csv: NDCG@5 of each variant over a category's
 validation users, and its paired difference to nine signals learned on 3,000 users.
 """
 

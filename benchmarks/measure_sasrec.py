@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from gloss_utils import fusion, metrics, rankers, raw_data, splits
 from gloss_utils.dense import encode
-from gloss_utils.paths import write_atomically
+from gloss_utils.paths import digest, write_atomically
 
 TAUGHT = ("evaluate", "train_epoch", "train_sasrec", "learn")  # in chapter 07's cells
 LEARNING_USERS, TREES = 15_000, 300  # as in the chapter
@@ -38,7 +38,7 @@ class Category:
     titles: bool = True
     seed: int = 42
     cache: Path | None = None  # a folder for SASRec's parameters
-    name: str = "asin"  # of the order of ties, for the cache
+    ties: str = "asin"  # the order of one day's purchases, for the cache
     logs: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property
@@ -55,7 +55,8 @@ class Category:
 
     def train(self, which: str, histories, epochs: int, validation=None) -> rankers.SASRecSignal:
         """SASRec on these histories; a trained one is read from the cache."""
-        stem = f"{self.prepared.dataset}_{self.name}_{self.seed}_{which}" + "_numbers" * (not self.titles)
+        about = self.prepared.fingerprint, self.epochs, LEARNING_USERS, self.titles
+        stem = f"{self.prepared.dataset}_{self.ties}_{self.seed}_{which}_{digest(about)}"
         path = self.cache and Path(self.cache) / f"{stem}.safetensors"
         vectors = self.vectors if self.titles else None
         if path and path.exists():
@@ -79,7 +80,8 @@ class Category:
     @cached_property
     def sasrec(self) -> rankers.SASRecSignal:
         """SASRec on the whole training part, for as many epochs."""
-        best = 1 + int((self.early and self.logs["early"])["ndcg@10"].argmax())
+        _ = self.early  # its log says for how many epochs
+        best = 1 + int(self.logs["early"]["ndcg@10"].argmax())
         return self.train("whole", splits.training_histories(self.prepared), best)
 
     @cached_property
@@ -133,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = raw_data.prepare(dataset, options.raw_dir, scratch, tie_order=options.ties, progress=False)
         vectors = encode(prepared.catalog["text"].tolist(), cache_dir=options.cache_dir)
-        category = Category(prepared, vectors, options.epochs, titles, cache=options.cache_dir, name=options.ties)
+        category = Category(prepared, vectors, options.epochs, titles, cache=options.cache_dir, ties=options.ties)
         measured, num_trees = rank_test(category)
     print(pd.DataFrame({name: table.mean(numeric_only=True) for name, table in measured.items()}).T.round(4))
     log, joined = category.logs["early"], f"fused + {'SASRec + titles' if titles else 'SASRec'}"

@@ -34,7 +34,7 @@ KEYS = ["dataset", "split", "system", "part", "metric"]
 DAY, MONTH = 86_400, 30  # seconds; days
 TIME, LAST = "one date for all", "leave-last-out"
 LISTED = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-OF_LAST = "fused, weights of last purchases"
+OF_LAST, OF_LEARNERS = "fused, weights of last purchases", "fused, weights of the learners"
 PAIRS = (("STAR", "LIS"), ("fused", "STAR"), ("fused", OF_LAST))
 HALVES = {"text": "text alone", "cooccurrence": "co-occurrence alone"}  # of STAR
 COUNTED = ("most popular", "STAR", "fused")  # what counting anew can change
@@ -346,7 +346,7 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
     learning = fusion.fit_signals(less, vectors, fusion.FUSION, past.days) | {"sasrec": early}
     table = fusion.gather_candidates(learning, learners)
     weights = {TITLED: {"sasrec": 1.0}, OF_NINE: fusion.choose_weights(table)}
-    weights[OF_LAST] = fusion.choose_weights(table, fusion.FUSION)
+    weights[OF_LEARNERS] = fusion.choose_weights(table, fusion.FUSION)
     weights["fused"] = weights_by_date(past, interactions, vectors, share)
     signals = fusion.fit_signals(known, vectors, fusion.FUSION, past.days) | {"sasrec": sasrec}
     test = past.test
@@ -356,8 +356,8 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
     trees, _ = chapter.learn(table, factors, learners, TREES)
     ranked["learned ranking"] = rankers.rank_learned(trees, signals, weights[OF_NINE], test).items
     per_user = evaluate_lists(ranked, test)
-    pairs = [(TITLED, "STAR"), ("fused", TITLED), (OF_NINE, OF_LAST)]
-    pairs += [("learned ranking", name) for name in (OF_NINE, OF_LAST, "fused")]
+    pairs = [(TITLED, "STAR"), ("fused", TITLED), (OF_NINE, OF_LEARNERS)]
+    pairs += [("learned ranking", name) for name in (OF_NINE, OF_LEARNERS, "fused")]
     cold = past.counts[test.targets] == 0
     of_cold = {name: per_user[name][cold] for name in (TITLED, "learned ranking")}
     rows = pd.concat([describe(TIME, "all", per_user, pairs), describe(TIME, "target never bought", of_cold)])

@@ -4,13 +4,15 @@
     python benchmarks/measure_texts.py beauty --data-dir <folder>
 
 The run of data/adapters/smollm2-135m-beauty, in two legs, each with its settings; a leg that was cut off goes on, and
-the second starts from the adapter of the first with other users. The first is notebook 03's `finetune`, whose METHOD
+the second starts from the adapter of the first, with another draw of the users (one in nine for the second time). The
+first is notebook 03's `finetune`, whose METHOD
 "lora" is faster on a CPU than its default.
 """
 
 import argparse
 import json
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from gloss_utils import finetuning, generation, language_models, queries, raw_data, splits
 from gloss_utils.finetuning import TrainingSettings
 from gloss_utils.language_models import SMOLLM2
-from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, file_sha256, find_dataset, read_json, write_atomically
+from gloss_utils.paths import PROJECT_ROOT, DatasetPaths, file_sha256, find_dataset, read_json, show, write_atomically
 
 SETTINGS = TrainingSettings(
     method="lora",
@@ -42,7 +44,7 @@ SETTINGS = TrainingSettings(
     patience=100,
     validation_users=64,
 )
-FURTHER = replace(SETTINGS, learning_rate=5e-4, warmup_steps=30, max_steps=600, evaluations=6, seed=43)  # other users
+FURTHER = replace(SETTINGS, learning_rate=5e-4, warmup_steps=30, max_steps=600, evaluations=6, seed=43)
 FIRST_LEG = f"{SMOLLM2}-first"
 CUT = {"max_seq_length": SETTINGS.max_seq_length, "truncation": SETTINGS.truncation}  # prompts as in training
 ADAPTERS = PROJECT_ROOT / "data/adapters"
@@ -129,7 +131,10 @@ def main() -> None:
     if not paths.interactions.exists():
         raw_data.prepare(options.dataset, options.raw_dir, options.data_dir)
     prepared = splits.load_prepared(options.dataset, options.data_dir)
-    if not paths.run_json(SMOLLM2).exists():
+    done = paths.run_json(SMOLLM2).exists()
+    if done and "first leg" not in read_json(paths.run_json(SMOLLM2)):
+        sys.exit(f"{show(paths.model(SMOLLM2))} holds another run than these two legs: move it away")
+    if not done:
         if not paths.run_json(FIRST_LEG).exists():
             finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True, name=FIRST_LEG)
         train_further(prepared)

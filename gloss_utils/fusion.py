@@ -270,11 +270,11 @@ def nominate(signals: Mapping[str, Signal], task: Task, hidden: Sequence | None 
     Returns users (positions in the task, ascending) and items, int64 [num_rows], what each signal says of them,
     float32 [num_rows, num_signals], and the number of items in the catalog.
     """
-    scores, hidden = [np.array(signal.score(task)) for signal in signals.values()], hidden or task.seen_items
+    scores = [np.array(signal.score(task)) for signal in signals.values()]
     num_items = scores[0].shape[1]
     wanted = np.zeros((len(task), num_items + 1), dtype=bool)  # the last column takes empty ranks
     for score in scores:
-        hide_seen(score, hidden)
+        hide_seen(score, task.seen_items if hidden is None else hidden)
         np.put_along_axis(wanted, top_k(score, per_signal, floor=0.0).items, True, axis=1)
     users, items = np.nonzero(wanted[:, :-1])
     return users, items, np.stack([score[users, items] for score in scores], axis=1), num_items

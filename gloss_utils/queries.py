@@ -41,6 +41,8 @@ def generate_split(
     """
     strategy, _ = get_strategy(strategy), check_choice(engine, ENGINES, "engine")
     write = getattr(type(model), "generate_batches", generation.generate_batches)  # a VllmModel has its own
+    if (write is generation.generate_batches) == (engine == "vllm"):
+        raise ValueError(f"engine '{engine}' does not fit a {type(model).__name__}: load the model with that engine")
     options = {"max_seq_length": max_seq_length, "seed": seed, "truncation": truncation}
     settings = options | {
         "strategy": asdict(strategy),

@@ -24,7 +24,7 @@ class SASRec(nn.Module):
     """A small causal Transformer that predicts the next item at every position (Kang and McAuley, 2018).
 
     With `vectors` of the catalog's titles, [num_items, dimensions], an item is its own vector plus a linear map of
-    its title's, so that like titles begin alike, and an item that nobody bought yet has a place too.
+    its title's, so that like titles begin alike.
     """
 
     def __init__(self, num_items, vectors=None, width=64, layers=2, heads=2, dropout=0.5, length=50):
@@ -91,7 +91,7 @@ def describe(users: np.ndarray, features: np.ndarray, lengths: np.ndarray) -> np
 def rank_learned(
     trees: lgb.Booster, signals: Mapping[str, Signal], weights: Mapping, task: Task, k: int = 10, hidden=None
 ) -> Hits:
-    """As `fusion.fuse`, each user's k best candidates by the weighted sum plus what the trees correct."""
+    """As `fusion.fuse`, by the weighted sum plus what the trees correct; of `nominate`'s candidates only."""
     factors, hits = np.array([weights[name] for name in signals], np.float32), []
     for rows in row_blocks(task, next(iter(signals.values()))):
         part = task.take(rows)
@@ -146,5 +146,5 @@ def load(prepared: Prepared, encoder: str) -> Trained:
     for what, now in {"data": prepared.fingerprint, "encoder": encoder}.items():
         if trained.about[what] != now:
             fault = f"the trained ranking of '{prepared.dataset}' was trained on {what} '{trained.about[what]}', not "
-            raise ValueError(f"{fault}'{now}': run notebook 07 with DATASET={prepared.dataset}")
+            raise ValueError(f"{fault}'{now}': run notebook 07 with DATASET={prepared.dataset}, ENCODER={encoder}")
     return trained

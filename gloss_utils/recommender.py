@@ -217,8 +217,8 @@ class Recommender:
         nearest one, another text is used as it is, and counts as the item with the closest text, an unknown Amazon
         asin is left out, as are items too old for the model's context, and an empty history gets the best-sellers.
         Without `dates` (or seconds since 1970) all purchases are of one day; `explain` adds a `reason`: what lifts
-        the item most, and the purchase behind it. Returns rank (from 1), asin, title, score (comparable within a
-        list), and the text that found the item, if any; fewer than k where there are no more.
+        the item most, SASRec and the trees aside, and the purchase behind it. Returns rank (from 1), asin, title,
+        score (comparable within a list), and the text that found the item, if any; fewer than k if no more are found.
         """
         table = self._recommend([history], k, None if dates is None else [dates], hide_seen, explain)
         table.attrs["notes"] = [note for _, note in table.attrs["notes"]]
@@ -339,14 +339,15 @@ class Recommender:
             yield ranked, scores, texts, list(reasons)
 
     def _reasons(self, signals: dict, task: Task, items: np.ndarray, texts: list[str]) -> Iterator[str]:
-        """The signal that lifts each item most above the catalog's mean: what adds the same to all lifts none."""
+        """The signal that lifts each item most above the catalog's mean; SASRec, which names no purchase, last."""
+        weights = self.weights | {"sasrec": 1e-9}
         names = [name for name, weight in self.weights.items() if weight]
-        scores = [self.weights[name] * signals[name].score(task)[0] for name in names]
+        scores = [weights[name] * signals[name].score(task)[0] for name in names]
         lifts = np.stack([np.where(row[items] > 0, row[items] - row.mean(), -np.inf) for row in scores])
         for name, item, text in zip(np.array(names)[lifts.argmax(axis=0)], items, texts):
             if isinstance(signals[name], fusion.ItemSignal):
                 text = self.catalog["title"].iloc[signals[name].main_purchase(task, item)]
-            elif name == "sasrec":  # which does not say what a score owes to each purchase
+            elif name == "sasrec":
                 text = self.catalog["title"].iloc[task.seen_items[0][-1]]
             yield REASONS[name].format(text)
 

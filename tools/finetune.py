@@ -8,7 +8,7 @@ among the processes, so GRADIENT_ACCUMULATION must be a multiple of their number
 its names; adapter, log and `run.json` are where it writes them. Without a GPU the processes share the cores
 (`--multi_gpu` starts them there too).
 
-A model that is too large for one GPU can be divided among several (FSDP), without 4 bits:
+Where one GPU holds the model but not its gradients, optimizer and activations, FSDP divides them, without 4 bits:
 
     accelerate launch --use_fsdp --fsdp_version 2 --fsdp_state_dict_type FULL_STATE_DICT --num_processes 2 \\
         --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP tools/finetune.py --profile paper --set METHOD lora
@@ -60,8 +60,8 @@ def read_parameters(profile: str, given: dict[str, str]) -> dict:
     return defaults | course.check_parameters(profiled | given, types)
 
 
-def check_launcher(environment: Mapping[str, str], method: str, gpus: int) -> bool:
-    """Whether FSDP (PyTorch's fully sharded data parallel) divides the model; what cannot run is refused.
+def check_launcher(environment: Mapping[str, str], method: str, gpus: int) -> None:
+    """Refuse what cannot run under FSDP (PyTorch's fully sharded data parallel), and DeepSpeed.
 
     accelerate knows FSDP on accelerators only, and without one would go on with DDP. Its first version wants one
     dtype for all parameters, and a 4-bit base cannot be put together again from its parts.
@@ -77,7 +77,6 @@ def check_launcher(environment: Mapping[str, str], method: str, gpus: int) -> bo
             raise ValueError("FSDP needs --fsdp_version 2 and --fsdp_state_dict_type FULL_STATE_DICT: add both")
         if method == "qlora":
             raise ValueError(f"FSDP does not divide a 4-bit base: set METHOD to lora or full, or {whole}")
-    return asked["FSDP"]
 
 
 def share_batches(settings: TrainingSettings, processes: int) -> None:

@@ -51,6 +51,7 @@ class VllmModel:
         max_seq_length: int = 1024,
         seed: int = 42,
         truncation: str = "left",
+        trie=None,
     ) -> Iterator[tuple[list[int], list[Generated]]]:
         """As `generation.generate_batches`. vLLM schedules on its own; the batches are for saving what is done."""
         strategy = get_strategy(strategy)
