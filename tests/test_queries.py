@@ -197,6 +197,12 @@ def test_an_unknown_engine_is_refused(tmp_path):
         write(tmp_path, engine="vlm")
 
 
+def test_a_model_is_not_stamped_with_an_engine_that_did_not_write(tmp_path):
+    """transformers wrote, and the file said vllm: with the name that decides what is up to date."""
+    with pytest.raises(ValueError, match="does not fit a LlamaForCausalLM"):
+        write(tmp_path, engine="vllm")
+
+
 def test_constrained_texts_are_written_anew_for_another_catalog(tmp_path, capsys):
     prepared, task = tiny_case(tmp_path)
     assert {t for r in load_queries(write(tmp_path, "constrained5")) for t in r["generated_sequences"]} <= set(TITLES)
