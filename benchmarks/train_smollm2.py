@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from peft import PeftModel
@@ -91,6 +92,30 @@ def train_further(prepared: splits.Prepared) -> None:
     shutil.rmtree(checkpoints)
 
 
+@torch.inference_mode()
+def total_loss(model, tokenizer, texts: list[str], loss_on: str) -> float:
+    """Mean loss of these texts, nats per token: of all tokens (`text`), or of the next item's (`answer`)."""
+    losses, counted = 0.0, 0
+    for text in texts:
+        tokens = finetuning.tokenize_text(text, tokenizer, replace(SETTINGS, loss_on=loss_on))
+        batch = {name: torch.tensor([ids]) for name, ids in tokens.items()}
+        number = int((batch["labels"][:, 1:] != -100).sum())
+        losses, counted = losses + number * model(**batch).loss.item(), counted + number
+    return losses / counted
+
+
+def compare_legs(prepared: splits.Prepared, folder: Path) -> None:
+    """The loss of both legs over the validation users who get texts, into losses.csv."""
+    users = splits.sample_users(splits.load_task(prepared, "validation"), USERS["validation"]).reviewer_ids
+    validation, rows = prepared.splits["validation"], []
+    texts = [validation["text"][row] for row in np.flatnonzero(np.isin(validation["reviewer_id"][:], users))]
+    for leg, name in {"first": FIRST_LEG, "second": SMOLLM2}.items():
+        loaded = language_models.load_finetuned(prepared.paths, name)
+        losses = {f"loss on {loss_on}": total_loss(*loaded, texts, loss_on) for loss_on in ("text", "answer")}
+        rows.append({"leg": leg, "users": len(texts)} | losses)
+    pd.DataFrame(rows).round(4).to_csv(folder / "losses.csv", index=False)
+
+
 def join_logs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """One log of two legs: the steps and epochs of the second count on."""
     return pd.concat([first, second.assign(**{name: second[name] + first[name].max() for name in ("step", "epoch")})])
@@ -139,6 +164,7 @@ def main() -> None:
             finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True, name=FIRST_LEG)
         train_further(prepared)
     pack(paths, folder)
+    compare_legs(prepared, folder)
     model, tokenizer = language_models.load_finetuned(paths, SMOLLM2)
     if options.dataset == "beauty":
         write_one(prepared, model, tokenizer, folder)
