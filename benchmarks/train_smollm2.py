@@ -5,8 +5,7 @@
 
 The run of data/adapters/smollm2-135m-beauty, in two legs, each with its settings; a leg that was cut off goes on, and
 the second starts from the adapter of the first, with another draw of the users (one in nine for the second time). The
-first is notebook 03's `finetune`, whose METHOD
-"lora" is faster on a CPU than its default.
+first is notebook 03's `finetune`, whose METHOD "lora" is faster on a CPU than its default.
 """
 
 import argparse

@@ -80,9 +80,8 @@ def test_a_launcher_that_cannot_run_is_refused(environment, method, gpus, words)
 
 
 def test_launchers_that_can_run_are_told_apart():
-    finetune.check_launcher(FSDP, "lora", 2)
-    finetune.check_launcher(FSDP, "full", 2)
-    finetune.check_launcher({"ACCELERATE_USE_CPU": "true"}, "qlora", 0)
+    assert finetune.check_launcher(FSDP, "lora", 2) and finetune.check_launcher(FSDP, "full", 2)
+    assert not finetune.check_launcher({"ACCELERATE_USE_CPU": "true"}, "qlora", 0)
 
 
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}

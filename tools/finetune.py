@@ -60,8 +60,8 @@ def read_parameters(profile: str, given: dict[str, str]) -> dict:
     return defaults | course.check_parameters(profiled | given, types)
 
 
-def check_launcher(environment: Mapping[str, str], method: str, gpus: int) -> None:
-    """Refuse what cannot run under FSDP (PyTorch's fully sharded data parallel), and DeepSpeed.
+def check_launcher(environment: Mapping[str, str], method: str, gpus: int) -> bool:
+    """Whether FSDP (PyTorch's fully sharded data parallel) divides the model; what cannot run is refused.
 
     accelerate knows FSDP on accelerators only, and without one would go on with DDP. Its first version wants one
     dtype for all parameters, and a 4-bit base cannot be put together again from its parts.
@@ -77,6 +77,7 @@ def check_launcher(environment: Mapping[str, str], method: str, gpus: int) -> No
             raise ValueError("FSDP needs --fsdp_version 2 and --fsdp_state_dict_type FULL_STATE_DICT: add both")
         if method == "qlora":
             raise ValueError(f"FSDP does not divide a 4-bit base: set METHOD to lora or full, or {whole}")
+    return asked["FSDP"]
 
 
 def share_batches(settings: TrainingSettings, processes: int) -> None:
