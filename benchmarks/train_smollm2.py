@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 
 from gloss_utils import finetuning, generation, language_models, queries, raw_data, splits
 from gloss_utils.finetuning import TrainingSettings
@@ -91,16 +92,32 @@ def train_further(prepared: splits.Prepared) -> None:
     shutil.rmtree(checkpoints)
 
 
+def train(prepared: splits.Prepared) -> None:
+    """Both legs, or what is missing of them; another run's folder is refused."""
+    paths = prepared.paths
+    if paths.run_json(SMOLLM2).exists():
+        if "first leg" not in read_json(paths.run_json(SMOLLM2)):
+            sys.exit(f"{show(paths.model(SMOLLM2))} holds another run than these two legs: move it away")
+        return
+    if not paths.run_json(FIRST_LEG).exists():
+        finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True, name=FIRST_LEG)
+    train_further(prepared)
+
+
 @torch.inference_mode()
-def total_loss(model, tokenizer, texts: list[str], loss_on: str) -> float:
-    """Mean loss of these texts, nats per token: of all tokens (`text`), or of the next item's (`answer`)."""
-    losses, counted = 0.0, 0
+def mean_losses(model, tokenizer, texts: list[str]) -> dict[str, float]:
+    """Mean loss of these texts, nats per token: of all tokens (`text`), and of the next item's (`answer`)."""
+    losses = {"text": [], "answer": []}
     for text in texts:
-        tokens = finetuning.tokenize_text(text, tokenizer, replace(SETTINGS, loss_on=loss_on))
-        batch = {name: torch.tensor([ids]) for name, ids in tokens.items()}
-        number = int((batch["labels"][:, 1:] != -100).sum())
-        losses, counted = losses + number * model(**batch).loss.item(), counted + number
-    return losses / counted
+        labels = {
+            part: torch.tensor(finetuning.tokenize_text(text, tokenizer, replace(SETTINGS, loss_on=part))["labels"])
+            for part in losses
+        }
+        ids = labels["text"]
+        each = cross_entropy(model(input_ids=ids[None]).logits[0, :-1].float(), ids[1:], reduction="none")
+        for part, found in losses.items():
+            found.append(each[labels[part][1:] != -100])
+    return {f"loss on {part}": torch.cat(found).mean().item() for part, found in losses.items()}
 
 
 def compare_legs(prepared: splits.Prepared, folder: Path) -> None:
@@ -109,8 +126,7 @@ def compare_legs(prepared: splits.Prepared, folder: Path) -> None:
     validation, rows = prepared.splits["validation"], []
     texts = [validation["text"][row] for row in np.flatnonzero(np.isin(validation["reviewer_id"][:], users))]
     for leg, name in {"first": FIRST_LEG, "second": SMOLLM2}.items():
-        loaded = language_models.load_finetuned(prepared.paths, name)
-        losses = {f"loss on {loss_on}": total_loss(*loaded, texts, loss_on) for loss_on in ("text", "answer")}
+        losses = mean_losses(*language_models.load_finetuned(prepared.paths, name), texts)
         rows.append({"leg": leg, "users": len(texts)} | losses)
     pd.DataFrame(rows).round(4).to_csv(folder / "losses.csv", index=False)
 
@@ -155,13 +171,7 @@ def main() -> None:
     if not paths.interactions.exists():
         raw_data.prepare(options.dataset, options.raw_dir, options.data_dir)
     prepared = splits.load_prepared(options.dataset, options.data_dir)
-    done = paths.run_json(SMOLLM2).exists()
-    if done and "first leg" not in read_json(paths.run_json(SMOLLM2)):
-        sys.exit(f"{show(paths.model(SMOLLM2))} holds another run than these two legs: move it away")
-    if not done:
-        if not paths.run_json(FIRST_LEG).exists():
-            finetuning.finetune(prepared, SMOLLM2, SETTINGS, "transformers", resume=True, name=FIRST_LEG)
-        train_further(prepared)
+    train(prepared)
     pack(paths, folder)
     compare_legs(prepared, folder)
     model, tokenizer = language_models.load_finetuned(paths, SMOLLM2)
