@@ -100,8 +100,7 @@ def _encode_distinct(texts: list[str], encoder: str, dtype: str) -> np.ndarray:
 class DenseIndex(Index):
     """Cosine similarity between sentence vectors. Chapter 05 puts FAISS's graph over them, for large catalogs.
 
-    E5 was trained with the prefixes "query: " and "passage: "; the paper used none. `vectors`: of the texts, where
-    they are known.
+    E5 was trained with the prefixes "query: " and "passage: "; the paper used none. `vectors`: of texts, if known.
     """
 
     def __init__(self, texts, encoder="minilm", cache_dir=None, query_prefix="", item_prefix="", vectors=None):

@@ -5,7 +5,7 @@ No test item takes part in either.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -240,12 +240,16 @@ def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Se
         hide_seen(scores, [hidden[row] for row in rows])
         return top_k(scores, k)
 
+    return rank_blocks(rank, task, total)
+
+
+def rank_blocks(rank: Callable[[np.ndarray], Hits], task: Task, signal: Signal) -> Hits:
+    """Join the hits that `rank` gives for blocks of users (their row numbers), several blocks at a time."""
     if len(task) == 1:  # one thread: to hand out work of a millisecond takes longer than to do it
         with BLAS.limit(limits=1, user_api="blas"):
             return rank(np.arange(1))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
-        parts = list(pool.map(rank, row_blocks(task, total)))
-    return Hits(*map(np.concatenate, zip(*parts)))
+        return Hits(*map(np.concatenate, zip(*pool.map(rank, row_blocks(task, signal)))))
 
 
 def row_blocks(task: Task, signal: Signal):
@@ -332,21 +336,16 @@ def extend_validation(
 ) -> tuple[list[np.ndarray], Task]:
     """Add drawn users to the validation users, the last item of whose training part is then held out too.
 
-    At most this `share` of all users is drawn. Returns the training histories without these items, in sorted-reviewer
-    order, and the task.
+    At most this `share` of all users is drawn. Returns the training histories without these items, and the task.
     """
-    histories = training_histories(prepared)
-    validation = load_task(prepared, "validation")
+    histories, validation = training_histories(prepared), load_task(prepared, "validation")
     reviewer_ids = user_bounds(prepared.interactions)[0].astype(str)
     free = np.array([len(items) > 1 for items in histories]) & ~np.isin(reviewer_ids, validation.reviewer_ids)
     count = min(extra_users, int(len(histories) * share), int(free.sum()))
     drawn = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(free))[:count])
-    seen, targets = [histories[user][:-1] for user in drawn], [histories[user][-1] for user in drawn]
+    seen = [histories[user][:-1] for user in drawn]
+    targets = np.concatenate([validation.targets, [histories[user][-1] for user in drawn]]).astype(np.int64)
     for user, items in zip(drawn, seen):
         histories[user] = items
-    return histories, Task(
-        np.concatenate([validation.reviewer_ids, reviewer_ids[drawn]]),
-        validation.prompts + [""] * count,
-        validation.seen_items + seen,
-        np.concatenate([validation.targets, np.array(targets, dtype=np.int64)]),
-    )
+    reviewer_ids = np.concatenate([validation.reviewer_ids, reviewer_ids[drawn]])
+    return histories, Task(reviewer_ids, validation.prompts + [""] * count, validation.seen_items + seen, targets)

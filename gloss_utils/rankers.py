@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .fusion import Signal, nominate, row_blocks
+from .fusion import Signal, nominate, rank_blocks
 from .paths import read_json, write_atomically
 from .retrieval import Hits, top_k
 from .splits import Prepared, Task
@@ -92,17 +92,19 @@ def rank_learned(
     trees: lgb.Booster, signals: Mapping[str, Signal], weights: Mapping, task: Task, k: int = 10, hidden=None
 ) -> Hits:
     """As `fusion.fuse`, by the weighted sum plus what the trees correct; of `nominate`'s candidates only."""
-    factors, hits = np.array([weights[name] for name in signals], np.float32), []
-    for rows in row_blocks(task, next(iter(signals.values()))):
+    factors = np.array([weights[name] for name in signals], np.float32)
+    hidden = task.seen_items if hidden is None else hidden
+
+    def rank(rows: np.ndarray) -> Hits:
         part = task.take(rows)
-        hide = None if hidden is None else [hidden[row] for row in rows]
-        users, items, features, num_items = nominate(signals, part, hide)
+        users, items, features, num_items = nominate(signals, part, [hidden[row] for row in rows])
         scores = np.full((len(part), num_items), -np.inf, dtype=np.float32)
         if len(users):
             columns = describe(users, features, np.array([len(seen) for seen in part.seen_items])[users])
             scores[users, items] = features @ factors + trees.predict(columns)
-        hits.append(top_k(scores, k))
-    return Hits(*map(np.concatenate, zip(*hits)))
+        return top_k(scores, k)
+
+    return rank_blocks(rank, task, next(iter(signals.values())))
 
 
 class Trained(NamedTuple):
@@ -120,17 +122,16 @@ class Trained(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> "Trained":
-        return cls(
-            load_file(folder / FILES[0]), lgb.Booster(model_file=folder / FILES[1]), read_json(folder / FILES[2])
-        )
+        state, trees, about = (folder / name for name in FILES)
+        return cls(load_file(state), lgb.Booster(model_file=trees), read_json(about))
 
     def signal(self, vectors: np.ndarray) -> SASRecSignal:
         """SASRec over a catalog that may have grown: a new item has its title, and no vector of its own yet."""
         own, titled = self.state["items.weight"], "titles.weight" in self.state
         model = SASRec(len(vectors), vectors if titled else None, own.shape[1])
-        grown = torch.zeros(len(vectors) + 1, own.shape[1])
-        grown[: len(own) - 1] = own[:-1]
+        grown = nn.functional.pad(own[:-1], (0, 0, 0, len(vectors) + 2 - len(own)))  # the padding's row is zero
         model.load_state_dict(self.state | {"items.weight": grown})
+        model.items.weight.data, model.titles = model.table().data, None  # mapped once, not at every call
         return SASRecSignal(model)
 
 

@@ -107,8 +107,7 @@ def calrec(grid: Grid, k: int) -> Ranked:
     """As `round_robin`, but a round is sorted by (1 - w) · match + w · likelihood, minus 1 per earlier round.
 
     match = a pick's retrieval score / the best of the user's picks; likelihood = its text's probability / that of
-    the user's likeliest text. The formula is ours: CALRec combines the same two quantities in rounds, but how
-    exactly was not readable.
+    the user's likeliest text. The formula is ours: how CALRec combines the two in its rounds was not readable.
     """
     if grid.log_probs is None:
         raise ValueError("policy 'calrec' needs query_scores: take a queries file with sequence_scores (notebook 04)")

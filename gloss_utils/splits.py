@@ -121,15 +121,14 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame, validation_u
     reviewer_ids, bounds = user_bounds(interactions)
     lengths = np.diff(bounds)
     if (lengths < MIN_INTERACTIONS).any():
-        short = reviewer_ids[int(np.argmin(lengths))]
-        raise ValueError(
-            f"user '{short}' has {lengths.min()} interactions: a split needs {MIN_INTERACTIONS} or more per user"
-        )
+        short = f"user '{reviewer_ids[int(np.argmin(lengths))]}' has {lengths.min()} interactions"
+        raise ValueError(f"{short}: a split needs {MIN_INTERACTIONS} or more per user")
     asins = pa.array(interactions["asin"], pa.string())
     index = catalog.index if catalog.index.name == "asin" else pd.Index(catalog["asin"])  # the former is kept, hashed
     texts = pa.array(catalog["text"], pa.string()).take(pa.array(index.get_indexer(interactions["asin"])))
     starts, stops = bounds[:-1], bounds[1:]
-    drawn = pd.Index(reviewer_ids).isin(validation_users or draw_validation_users(reviewer_ids))
+    chosen = draw_validation_users(reviewer_ids) if validation_users is None else validation_users
+    drawn = pd.Index(reviewer_ids).isin(chosen)
     train = _hold_out_last(reviewer_ids, starts, stops - 1 - drawn, asins, texts).select(["reviewer_id", "text"])
     validation = _hold_out_last(reviewer_ids[drawn], starts[drawn], stops[drawn] - 1, asins, texts)
     test = _hold_out_last(reviewer_ids, starts, stops, asins, texts)

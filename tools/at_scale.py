@@ -296,25 +296,24 @@ def join_parts(job: Job, count: int, final: Path) -> None:
 def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 100_000) -> dict[str, int]:
     """Write `train`, `validation` and `test.parquet` as `splits.build_splits` builds them, some users at a time.
 
-    The texts of all users together take ten times the room of the interactions. The catalog is hashed, and its texts
-    are laid out for Arrow, once: per piece, both would take time in proportion to users times items. Returns the rows
-    of each.
+    The texts of all users together take ten times the room of the interactions. What a piece costs must not grow with
+    the number of pieces: the catalog is hashed, and its texts are laid out for Arrow, once; a piece is given its own
+    validation users; the ids are read as plain strings, since Arrow joins the dictionaries of a file's row groups by
+    reading the earlier ones again. Returns the rows of each.
     """
     texts = catalog["text"].astype(pd.ArrowDtype(pa.string()))
     catalog = catalog.assign(text=texts).set_index("asin", drop=False)
-    table = pq.read_table(interactions, read_dictionary=["reviewer_id", "asin"]).combine_chunks()
-    codes = table["reviewer_id"].chunk(0).indices.to_numpy()
-    bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1))
-    names = table["reviewer_id"].chunk(0).dictionary.to_pylist()
-    drawn = splits.draw_validation_users(names)
-    plain = pq.read_schema(interactions)
+    table = pq.read_table(interactions)
+    runs = pc.run_end_encode(table["reviewer_id"].combine_chunks())
+    names, bounds = runs.values.to_pylist(), [0, *runs.run_ends.to_pylist()]
+    drawn = set(splits.draw_validation_users(names))
     writers, rows = {}, {}
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for first in range(0, len(bounds) - 1, users):
-            start, stop = bounds[first], bounds[min(first + users, len(bounds) - 1)]
-            part = table[start:stop].cast(plain).to_pandas()
-            made = splits.build_splits(part, catalog, drawn)
+        for first in range(0, len(names), users):
+            own = names[first : first + users]
+            part = table[bounds[first] : bounds[first + len(own)]].to_pandas()
+            made = splits.build_splits(part, catalog, [name for name in own if name in drawn])
             for name, dataset in made.items():
                 written = dataset.data.table
                 if name not in writers:
