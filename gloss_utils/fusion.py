@@ -243,19 +243,19 @@ def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Se
     return rank_blocks(rank, task, total)
 
 
-def rank_blocks(rank: Callable[[np.ndarray], Hits], task: Task, signal: Signal) -> Hits:
-    """Join the hits that `rank` gives for blocks of users (their row numbers), several blocks at a time."""
+def rank_blocks(rank: Callable[[np.ndarray], Hits], task: Task, signal: Signal, matrices: int = 1) -> Hits:
+    """Join what `rank`, which holds so many matrices of scores, finds for blocks of users, several at a time."""
     if len(task) == 1:  # one thread: to hand out work of a millisecond takes longer than to do it
         with BLAS.limit(limits=1, user_api="blas"):
             return rank(np.arange(1))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
-        return Hits(*map(np.concatenate, zip(*pool.map(rank, row_blocks(task, signal)))))
+        return Hits(*map(np.concatenate, zip(*pool.map(rank, row_blocks(task, signal, matrices)))))
 
 
-def row_blocks(task: Task, signal: Signal):
+def row_blocks(task: Task, signal: Signal, matrices: int = 1):
     """Cut the users so that a block's scores stay small: memory does not grow with the number of users."""
     num_items = signal.score(task.take(np.arange(1))).shape[1]
-    return (np.arange(len(task))[rows] for rows in blocks(len(task), num_items))
+    return (np.arange(len(task))[rows] for rows in blocks(len(task), num_items * matrices))
 
 
 class Candidates(NamedTuple):

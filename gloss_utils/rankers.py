@@ -104,7 +104,7 @@ def rank_learned(
             scores[users, items] = features @ factors + trees.predict(columns)
         return top_k(scores, k)
 
-    return rank_blocks(rank, task, next(iter(signals.values())))
+    return rank_blocks(rank, task, next(iter(signals.values())), len(signals))
 
 
 class Trained(NamedTuple):

@@ -48,7 +48,7 @@ class Prepared:
 
     def item_numbers(self, asins) -> np.ndarray:
         """Look up the catalog rows of some asins; -1 where there is none."""
-        return pd.Index(self.catalog["asin"]).get_indexer(np.asarray(asins, dtype=object))
+        return pd.Index(self.catalog["asin"]).get_indexer(asins)
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def draw_validation_users(reviewer_ids: Iterable[str]) -> list[str]:
 
 def user_bounds(interactions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Find where each user's rows begin, in interactions sorted by user: ids [U], and row offsets int64 [U + 1]."""
-    codes, reviewer_ids = pd.factorize(interactions["reviewer_id"])
-    counts = np.bincount(codes, minlength=len(reviewer_ids))
-    return np.asarray(reviewer_ids, dtype=object), np.concatenate([[0], np.cumsum(counts)])
+    ids = interactions["reviewer_id"].to_numpy(dtype=object)
+    starts = np.flatnonzero(np.append(np.ones(min(len(ids), 1), dtype=bool), ids[1:] != ids[:-1]))
+    return ids[starts], np.append(starts, len(ids))
 
 
 def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame, validation_users=None) -> DatasetDict:

@@ -71,7 +71,10 @@ def test_most_popular_by_hand(toy):
 
 def test_cooccurrence_by_hand():
     """Items 0 and 1 share one of their two buyers each: 1 / sqrt(2 * 2)."""
-    together = baselines.cooccurrence([np.array([0, 1]), np.array([0, 2]), np.array([1, 1])], 4).toarray()
+    nobody = np.array([], dtype=np.int64)  # a history may be empty: the order of the users does not matter
+    histories = [nobody, np.array([1, 0]), np.array([0, 2]), np.array([1, 1]), nobody]
+    together = baselines.cooccurrence(histories, 4).toarray()
+    assert (baselines.cooccurrence(histories[::-1], 4) != baselines.cooccurrence(histories, 4)).nnz == 0
     assert together[0, 1] == pytest.approx(0.5) and together[1, 0] == pytest.approx(0.5)
     assert together[0, 2] == pytest.approx(1 / np.sqrt(2))
     assert together.diagonal().sum() == 0 and together[3].sum() == 0

@@ -107,11 +107,13 @@ def test_columns_by_hand():
     np.testing.assert_allclose(columns, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("cells", [8_000_000, 160])  # one block of users; blocks of two, on several threads
 @pytest.mark.parametrize("hidden", [False, True])
-def test_learned_lists_are_a_plain_sort_of_sum_plus_trees(hidden):
+def test_learned_lists_are_a_plain_sort_of_sum_plus_trees(hidden, cells, monkeypatch):
+    monkeypatch.setattr("gloss_utils.retrieval.BLOCK_CELLS", cells)
     task, trees, weights = make_task(), make_trees(), {"a": 0.5, "b": 2.0}
     signals = make_signals(task)
-    hide = [np.array([0, 1]) for _ in range(len(task))] if hidden else None
+    hide = [np.array([user, user + 1]) for user in range(len(task))] if hidden else None
     hits = rankers.rank_learned(trees, signals, weights, task, k=6, hidden=hide)
     for user in range(len(task)):
         out = hide[user] if hidden else task.seen_items[user]
@@ -149,6 +151,7 @@ def test_what_is_saved_scores_the_same(prepared, trained):
     found = rankers.load(prepared, "minilm")
     some = splits.load_task(prepared).take(np.arange(20))
     np.testing.assert_array_equal(found.signal(titles).score(some), signal.score(some))
+    assert found.signal(titles).model.titles is None, "titles are mapped once, not for every user who is served"
     columns = np.random.default_rng(2).random((50, 5))
     np.testing.assert_array_equal(found.trees.predict(columns), trees.predict(columns))
     assert found.about["weights"] == weights

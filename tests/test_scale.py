@@ -323,14 +323,30 @@ def test_a_list_does_not_depend_on_the_other_users_of_a_batch(toy, monkeypatch):
 # Data
 
 
-@pytest.mark.parametrize("users", [100, 10_000])
+@pytest.mark.parametrize("users", [20, 100, 10_000])
 def test_splits_in_pieces_are_the_splits_at_once(prepared, tmp_path, users):
-    """The validation users are drawn among all users, not anew in every piece."""
+    """The validation users are drawn among all users, not anew in every piece; of 20 users there may be none."""
     rows = at_scale.write_splits(prepared.paths.interactions, prepared.catalog, tmp_path, users)
     for name, expected in prepared.splits.items():
         written = pq.read_table(tmp_path / f"{name}.parquet")
         assert written.to_pylist() == expected.to_list()
         assert rows[name] == len(expected)
+
+
+def test_interactions_in_categories_count_as_texts_do(prepared):
+    catalog = prepared.catalog.drop(index=3).reset_index(drop=True)  # one item is unknown
+    plain = replace(prepared, catalog=catalog)
+    read = replace(plain, interactions=at_scale.read_interactions(prepared.paths.interactions, catalog))
+    assert read.interactions.astype(plain.interactions.dtypes).equals(
+        plain.interactions.assign(
+            asin=plain.interactions["asin"].where(plain.interactions["asin"].isin(catalog["asin"]))
+        )
+    )
+    for found, expected in zip(splits.training_histories(read), splits.training_histories(plain), strict=True):
+        assert found.tolist() == expected.tolist()
+    found, expected = splits.purchase_days(read), splits.purchase_days(plain)
+    assert list(found) == list(expected)
+    assert all(np.array_equal(found[user], expected[user]) for user in expected)
 
 
 def test_made_data_are_sorted_and_every_item_is_known(tmp_path):

@@ -293,6 +293,21 @@ def join_parts(job: Job, count: int, final: Path) -> None:
 # Interactions to splits
 
 
+def read_interactions(path: Path, catalog: pd.DataFrame) -> pd.DataFrame:
+    """Read `interactions.parquet` with the ids as categories: numbers, where `load_prepared` makes a text of each.
+
+    `training_histories` and `purchase_days`, and what counts from them, take these. The items' categories are the
+    catalog's asins, in its order (by which `order_ties` would sort them); an unknown asin is missing.
+    """
+    table = pq.read_table(path)
+    runs = pc.run_end_encode(table["reviewer_id"].combine_chunks())
+    users = np.repeat(np.arange(len(runs.values)), np.diff(runs.run_ends, prepend=0))
+    items = pc.index_in(table["asin"], value_set=pa.array(catalog["asin"], pa.string())).fill_null(-1)
+    columns = {"reviewer_id": (users, runs.values.to_pandas()), "asin": (items.to_numpy(), catalog["asin"])}
+    columns = {name: pd.Categorical.from_codes(codes, known) for name, (codes, known) in columns.items()}
+    return pd.DataFrame(columns | {"timestamp": table["timestamp"].to_numpy()})
+
+
 def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 100_000) -> dict[str, int]:
     """Write `train`, `validation` and `test.parquet` as `splits.build_splits` builds them, some users at a time.
 
