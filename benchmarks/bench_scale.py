@@ -9,7 +9,9 @@ more often), one in twenty goes to another copy, and in each title a fifth of th
 
 Every step of every size runs in a process of its own, which reads the files first, so that its peak memory is its
 own. Rows of sizes that were not run stay in benchmarks/results/scale.csv. 30 million take 8 GiB of disk, and must
-stay under 8 GiB of memory; twice as many show whether the time goes on in proportion.
+stay under 8 GiB of memory; twice as many show whether the time goes on in proportion. The work itself can be counted:
+`--make DATASET DIR SIZE STORE` writes the data into a folder, and `--one STEP STORE` ("splits" first, which the other
+steps read) runs alone, also under `valgrind --tool=cachegrind --cache-sim=no`, which prints the instructions.
 """
 
 import argparse
