@@ -7,8 +7,8 @@ Users are drawn from the test split, each with the whole history and its dates. 
 recommender is opened, which counts again, before all users are ranked: `counting_s` and `all_users_s` together are
 what a nightly run takes. `add_100_items_s` is how long it takes until a hundred new titles can be found. Seconds of
 the processor stand beside those of the wall, because a shared machine stretches only the latter. The limits: one
-second per user with a language model; without one (`fused`), ten milliseconds at the median, and fifteen seconds for
-all users of Beauty. What notebook 07 trained is timed too, with --data-dir where it has run. Writes
+second per user with a language model; without one, ten milliseconds at the median, and fifteen seconds for all users
+of Beauty (`fused`). What notebook 07 trained is timed too, with --data-dir where it has run. Writes
 benchmarks/results/recommender.csv, or recommender_beauty.csv.
 """
 
@@ -106,7 +106,7 @@ def main() -> None:
     write_atomically(RESULTS / name, lambda path: table.round(2).to_csv(path, index=False))
     if "all_users_s" in table:
         fused = table.set_index("system").loc["fused"]
-        assert fused["median_ms"] < 1000 * LIMIT_MEDIAN, f"a user takes more than {1000 * LIMIT_MEDIAN:g} ms"
+        assert table["median_ms"].max() < 1000 * LIMIT_MEDIAN, f"a user takes more than {1000 * LIMIT_MEDIAN:g} ms"
         assert fused["counting_s"] + fused["all_users_s"] < LIMIT_ALL, f"all users take more than {LIMIT_ALL:g} s"
     else:
         assert table["slowest_ms"].max() < 1000 * LIMIT_SECONDS, f"a user takes more than {LIMIT_SECONDS:g} second"
