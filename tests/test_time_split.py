@@ -7,8 +7,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from gloss_utils import baselines, fusion, splits
+from gloss_utils import baselines, fusion, rankers, splits
 from gloss_utils.paths import PROJECT_ROOT
 
 DAY = 86_400
@@ -129,6 +130,17 @@ def test_sasrec_is_read_from_the_chapter_that_teaches_it(measuring):
     assert signal.model.num_items == 5 and len(log) == 1
     with pytest.raises(ValueError, match="no such_cell"):
         measuring.lesson("07_beyond_text", "such_cell")
+
+
+def test_zeros_take_the_own_vectors_of_what_nobody_bought_and_nothing_else(measuring):
+    titles = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    signal = rankers.SASRecSignal(rankers.SASRec(5, titles, width=4))
+    before = signal.model.items.weight.detach().clone()
+    zeroed = measuring.at_zero(signal, [np.array([0, 2]), np.array([4])]).model
+    changed = (zeroed.items.weight != before).any(dim=1)
+    assert changed.tolist() == [False, True, False, True, False, False]  # the last row pads
+    torch.testing.assert_close(zeroed.table()[1], signal.model.titles(torch.tensor(titles[1])))
+    assert torch.equal(signal.model.items.weight, before)
 
 
 def test_a_dataset_without_dates_is_refused(measuring, monkeypatch):
