@@ -313,8 +313,8 @@ def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users:
 
     The texts of all users together take ten times the room of the interactions. What a piece costs must not grow with
     the number of pieces: the catalog is hashed, and its texts are laid out for Arrow, once; a piece is given its own
-    validation users; the ids are read as plain strings, since to join the dictionaries of many row groups takes longer
-    than they are worth. Returns the rows of each.
+    validation users; the ids are read as plain strings, since to join the dictionaries of many row groups takes
+    longer than they are worth. Returns the rows of each.
     """
     texts = catalog["text"].astype(pd.ArrowDtype(pa.string()))
     catalog = catalog.assign(text=texts).set_index("asin", drop=False)
