@@ -70,7 +70,8 @@ def rehearse(category: Category, names: tuple[str, ...], users: int) -> dict[str
     drawn = np.sort(np.random.default_rng(category.seed).permutation(others)[:users])
     learning = category.learning | further(names, shorter, category.vectors)
     known = category.known | further(names, splits.training_histories(category.prepared), category.vectors)
-    weights, trees, _ = learn_ranking(category, learning, learners.take(drawn))
+    learners = learners.take(drawn)
+    weights, trees, _ = learn_ranking(category.taught, fusion.gather_candidates(learning, learners), learners)
     ranked = {
         "sum": fusion.fuse(known, weights, validation),
         "trees": rankers.rank_learned(trees, known, weights, validation),

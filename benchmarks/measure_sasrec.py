@@ -97,12 +97,11 @@ class Category:
         return self.fit(histories) | {"sasrec": self.sasrec}
 
 
-def learn_ranking(category: Category, signals: Signals, learners: splits.Task, most: int = TREES):
-    """The weights of a sum of these signals, the trees that correct it, and their curve of cross-validation."""
-    table = fusion.gather_candidates(signals, learners)
+def learn_ranking(taught: SimpleNamespace, table: fusion.Candidates, learners: splits.Task, most: int = TREES):
+    """The weights of a sum of the signals, the trees that correct it, and their curve of cross-validation."""
     weights = fusion.choose_weights(table)
     factors = np.array([weights[name] for name in table.names])
-    return weights, *category.taught.learn(table, factors, learners, most)
+    return weights, *taught.learn(table, factors, learners, most)
 
 
 def rank_test(category: Category) -> tuple[dict[str, pd.DataFrame], int]:
@@ -111,7 +110,8 @@ def rank_test(category: Category) -> tuple[dict[str, pd.DataFrame], int]:
     test, trained = splits.load_task(prepared), "SASRec + titles" if category.titles else "SASRec"
     shorter, held_out = fusion.extend_validation(prepared, seed=category.seed)
     fused = fusion.choose_weights(fusion.gather_candidates(category.fit(shorter), held_out))
-    joined, trees, curve = learn_ranking(category, category.learning, learners)
+    table = fusion.gather_candidates(category.learning, learners)
+    joined, trees, curve = learn_ranking(category.taught, table, learners)
     print(f"cross-validation: {curve[0]:.4f} after one tree, {max(curve):.4f} after {trees.num_trees()}")
     ranked = {
         "fused": fusion.fuse(category.known, fused, test),

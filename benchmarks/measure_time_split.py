@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lessons import lesson
-from measure_sasrec import LEARNING_USERS, TAUGHT, TREES
+from measure_sasrec import LEARNING_USERS, TAUGHT, learn_ranking
 
 from gloss_utils import baselines, fusion, rankers, raw_data, splits
 from gloss_utils.dense import encode
@@ -248,6 +248,12 @@ def keep(per_user: Mapping[str, pd.DataFrame], rows: np.ndarray) -> dict[str, pd
     return {name: table[rows] for name, table in per_user.items()}
 
 
+def describe_parts(parts: Mapping[str, np.ndarray], per_user: Mapping, pairs=PAIRS) -> pd.DataFrame:
+    """`describe` under one date, for each part that has `LEAST_USERS` users."""
+    parts = {part: kept for part, kept in parts.items() if kept.sum() >= LEAST_USERS}
+    return pd.concat(describe(TIME, part, keep(per_user, kept), pairs) for part, kept in parts.items())
+
+
 def measure_time(past: Past, interactions, vectors, index: BM25Index, share: float) -> Iterator[pd.DataFrame]:
     """The systems under one date, a piece after the other: users, lists, months, what others' future is worth."""
     shorter, held_out = hold_out(past)
@@ -260,9 +266,7 @@ def measure_time(past: Past, interactions, vectors, index: BM25Index, share: flo
     cold, lengths = counts[test.targets] == 0, np.array([len(items) for items in test.seen_items])
     parts = {"all": cold | True, "target bought before": ~cold, "target never bought": cold}
     parts |= {"one purchase": lengths == 1, "two or more": lengths > 1}
-    yield pd.concat(
-        describe(TIME, part, keep(per_user, kept)) for part, kept in parts.items() if kept.sum() >= LEAST_USERS
-    )
+    yield describe_parts(parts, per_user)
     yield measure_lists(past, ranked, weights)
     yield measure_months(past, interactions, fitted, per_user)
     yield measure_knowing_others(past, interactions, fitted, per_user["fused"])
@@ -343,14 +347,12 @@ def at_zero(signal: rankers.SASRecSignal, histories: list[np.ndarray]) -> ranker
     return rankers.SASRecSignal(model)
 
 
-def learn_lists(chapter, learning: Mapping, known: Mapping, learners: Task, test: Task) -> dict[str, np.ndarray]:
-    """Learn weights and trees from the learners, and rank the test users with them; items by system."""
-    table = fusion.gather_candidates(learning, learners)
-    weights = {TITLED: {"sasrec": 1.0}, OF_NINE: fusion.choose_weights(table)}
-    factors = np.array([weights[OF_NINE][name] for name in table.names])
-    trees, _ = chapter.learn(table, factors, learners, TREES)
-    ranked = {name: fusion.fuse(known, chosen, test).items for name, chosen in weights.items()}
-    return ranked | {LEARNED: rankers.rank_learned(trees, known, weights[OF_NINE], test).items}
+def rank_trained(chapter, table: fusion.Candidates, learners: Task, known: Mapping, test: Task) -> dict:
+    """Learn weights and trees from the learners' table, and rank the test users with them; items by system."""
+    weights, trees, _ = learn_ranking(chapter, table, learners)
+    hits = {TITLED: fusion.fuse(known, {"sasrec": 1.0}, test), OF_NINE: fusion.fuse(known, weights, test)}
+    hits[LEARNED] = rankers.rank_learned(trees, known, weights, test)
+    return {name: found.items for name, found in hits.items()}
 
 
 def rehearse(early: Mapping[str, rankers.SASRecSignal], shorter: list[np.ndarray], learners: Task) -> pd.DataFrame:
@@ -361,8 +363,7 @@ def rehearse(early: Mapping[str, rankers.SASRecSignal], shorter: list[np.ndarray
     tables = evaluate_lists(ranked, learners)
     cold = baselines.item_counts(shorter, early[TITLED].model.num_items)[learners.targets] == 0
     parts = {"learners": cold | True, "learners, target never bought": cold}
-    parts = {part: kept for part, kept in parts.items() if kept.sum() >= LEAST_USERS}
-    return pd.concat(describe(TIME, part, keep(tables, kept), [(ZEROED, TITLED)]) for part, kept in parts.items())
+    return describe_parts(parts, tables, [(ZEROED, TITLED)])
 
 
 def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, epochs: int) -> pd.DataFrame:
@@ -379,11 +380,11 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
     sasrec, _ = chapter.train_sasrec(known, 1 + int(log["ndcg@10"].argmax()), vectors)
     early, sasrec = {TITLED: early, ZEROED: at_zero(early, less)}, {TITLED: sasrec, ZEROED: at_zero(sasrec, known)}
     learning, after = (fusion.fit_signals(part, vectors, fusion.FUSION, past.days) for part in (less, known))
-    ranked, table = {}, fusion.gather_candidates(learning | {"sasrec": early[TITLED]}, learners)
-    ranked[OF_LEARNERS] = fusion.fuse(after, fusion.choose_weights(table, fusion.FUSION), test).items
+    tables = {name: fusion.gather_candidates(learning | {"sasrec": of}, learners) for name, of in early.items()}
+    ranked = {OF_LEARNERS: fusion.fuse(after, fusion.choose_weights(tables[TITLED], fusion.FUSION), test).items}
     for name, ending in {TITLED: "", ZEROED: f", {ZERO}"}.items():
-        signals = learning | {"sasrec": early[name]}, after | {"sasrec": sasrec[name]}
-        ranked |= {system + ending: items for system, items in learn_lists(chapter, *signals, learners, test).items()}
+        found = rank_trained(chapter, tables[name], learners, after | {"sasrec": sasrec[name]}, test)
+        ranked |= {system + ending: items for system, items in found.items()}
     ranked["fused"] = fusion.fuse(after, weights_by_date(past, interactions, vectors, share), test).items
     ranked["STAR"] = baselines.star(test, vectors, after["cooccurrence"].matrices[0]).items
     per_user, cold = evaluate_lists(ranked, test), past.counts[test.targets] == 0
@@ -391,8 +392,7 @@ def measure_sasrec(past: Past, interactions, vectors: np.ndarray, share: float, 
     pairs += [(LEARNED, name) for name in (OF_NINE, OF_LEARNERS, "fused")]
     pairs += [(f"{name}, {ZERO}", name) for name in (TITLED, OF_NINE, LEARNED)] + [(f"{LEARNED}, {ZERO}", "fused")]
     parts = {"all": cold | True, "target bought before": ~cold, "target never bought": cold}
-    parts = {part: kept for part, kept in parts.items() if kept.sum() >= LEAST_USERS}
-    rows = pd.concat(describe(TIME, part, keep(per_user, kept), pairs) for part, kept in parts.items())
+    rows = describe_parts(parts, per_user, pairs)
     rows = rows[rows["system"].str.contains("SASRec|learned")]
     lists = [
         count(TIME, "lists", name, len(test), **beyond_accuracy(ranked[name], past.counts))

@@ -233,23 +233,26 @@ def fit_signals(
 
 def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Sequence | None = None) -> Hits:
     """Rank the catalog by the weighted sum of signals, k items per user, without the `hidden` ones or the history."""
-    total, hidden = WeightedSum(signals, weights), task.seen_items if hidden is None else hidden
+    total = WeightedSum(signals, weights)
 
-    def rank(rows: np.ndarray) -> Hits:
-        scores = total.score(task.take(rows))
-        hide_seen(scores, [hidden[row] for row in rows])
+    def rank(part: Task, hide: Sequence) -> Hits:
+        scores = total.score(part)
+        hide_seen(scores, hide)
         return top_k(scores, k)
 
-    return rank_blocks(rank, task, total)
+    return rank_blocks(rank, task, hidden, total)
 
 
-def rank_blocks(rank: Callable[[np.ndarray], Hits], task: Task, signal: Signal, matrices: int = 1) -> Hits:
-    """Join what `rank`, which holds so many matrices of scores, finds for blocks of users, several at a time."""
+def rank_blocks(rank: Callable, task: Task, hidden: Sequence | None, signal: Signal, matrices: int = 1) -> Hits:
+    """Join what `rank(users, hidden items)`, which holds so many matrices of scores, finds for blocks of users."""
+    hidden = task.seen_items if hidden is None else hidden
     if len(task) == 1:  # one thread: to hand out work of a millisecond takes longer than to do it
         with BLAS.limit(limits=1, user_api="blas"):
-            return rank(np.arange(1))
+            return rank(task, hidden)
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
-        return Hits(*map(np.concatenate, zip(*pool.map(rank, row_blocks(task, signal, matrices)))))
+        rows = row_blocks(task, signal, matrices)
+        parts = pool.map(lambda part: rank(task.take(part), [hidden[row] for row in part]), rows)
+        return Hits(*map(np.concatenate, zip(*parts)))
 
 
 def row_blocks(task: Task, signal: Signal, matrices: int = 1):

@@ -93,18 +93,16 @@ def rank_learned(
 ) -> Hits:
     """As `fusion.fuse`, by the weighted sum plus what the trees correct; of `nominate`'s candidates only."""
     factors = np.array([weights[name] for name in signals], np.float32)
-    hidden = task.seen_items if hidden is None else hidden
 
-    def rank(rows: np.ndarray) -> Hits:
-        part = task.take(rows)
-        users, items, features, num_items = nominate(signals, part, [hidden[row] for row in rows])
+    def rank(part: Task, hide: Sequence) -> Hits:
+        users, items, features, num_items = nominate(signals, part, hide)
         scores = np.full((len(part), num_items), -np.inf, dtype=np.float32)
         if len(users):
             columns = describe(users, features, np.array([len(seen) for seen in part.seen_items])[users])
             scores[users, items] = features @ factors + trees.predict(columns)
         return top_k(scores, k)
 
-    return rank_blocks(rank, task, next(iter(signals.values())), len(signals))
+    return rank_blocks(rank, task, hidden, next(iter(signals.values())), len(signals))
 
 
 class Trained(NamedTuple):
