@@ -83,13 +83,18 @@ def item_rows(items: Sequence[np.ndarray], weights: np.ndarray, num_items: int) 
 def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
     """Cosine between items as columns of `interaction_matrix`, float32 [num_items, num_items]; 0 with itself."""
     bought = interaction_matrix(histories, num_items)
-    # By their lowest item number, many buyers of an item lie side by side: of 30 million, in half the time.
-    bought = bought[np.argsort(np.append(bought.indices, 0)[bought.indptr[:-1]], kind="stable")]
+    # Sorted by the number of an item in their middle, users with items in common lie side by side: half the time.
+    middle = np.append(bought.indices, 0)[(bought.indptr[:-1] + bought.indptr[1:]) // 2]
+    bought = bought[np.argsort(middle, kind="stable")]
     cosines = bought.T.tocsr() @ bought
     norm, lengths = 1 / np.sqrt(np.maximum(cosines.diagonal(), 1)), np.diff(cosines.indptr)
-    cosines.data *= np.repeat(norm, lengths)  # in place: a product with a diagonal matrix is a copy of it all
-    cosines.data *= norm[cosines.indices]
-    cosines.data[cosines.indices == np.repeat(np.arange(num_items, dtype=np.int32), lengths)] = 0
+    # in place, some items at a time: a product with a diagonal matrix is a copy of it all
+    for items in np.array_split(np.arange(num_items), num_items // 10_000 + 1):
+        part = slice(*cosines.indptr[[items[0], items[-1] + 1]])
+        rows, columns = np.repeat(items, lengths[items]), cosines.indices[part]
+        cosines.data[part] *= norm[rows]
+        cosines.data[part] *= norm[columns]
+        cosines.data[part][rows == columns] = 0
     return cosines
 
 

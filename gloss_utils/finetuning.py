@@ -136,8 +136,7 @@ class SeededOrder(Sampler):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
-        order = torch.randperm(len(self), generator=generator)
-        windows = order.split(WINDOW * self.batch_size)
+        windows = torch.randperm(len(self), generator=generator).split(WINDOW * self.batch_size)
         ranked = torch.cat([window[self.lengths[window].argsort(stable=True)] for window in windows])
         batches = list(ranked.split(self.batch_size))
         last = [batches.pop()] if len(self) % self.batch_size else []  # a short batch elsewhere would shift the rest

@@ -160,17 +160,17 @@ def transitions(
         reach: up to how many purchases later; each further one counts `decay` times less.
         days: when each item was bought; then a pair also counts less by the days between (`TIME_DAYS`).
     """
-    before, after, weights = [], [], []
+    items, users = np.concatenate(histories), np.repeat(np.arange(len(histories)), [*map(len, histories)])
+    pairs = []
     for distance in range(1, reach + 1):
-        before += [items[:-distance] for items in histories]
-        after += [items[distance:] for items in histories]
-        pairs = sum(max(0, len(items) - distance) for items in histories)
-        weights.append(np.full(pairs, decay ** (distance - 1), dtype=np.float32))
+        first = np.flatnonzero(users[distance:] == users[:-distance])  # both are the same user's
+        weights = np.full(len(first), decay ** (distance - 1), dtype=np.float32)
         if days is not None:
-            between = np.concatenate([dates[distance:] - dates[:-distance] for dates in days])
-            weights[-1] *= np.exp(-between / TIME_DAYS).astype(np.float32)
-    cells = (np.concatenate(weights), (np.concatenate(before), np.concatenate(after)))
-    return sp.csr_matrix(cells, (num_items, num_items))
+            dates = np.concatenate(days)
+            weights *= np.exp((dates[first] - dates[first + distance]) / TIME_DAYS).astype(np.float32)
+        pairs.append((weights, items[first], items[first + distance]))
+    weights, before, after = map(np.concatenate, zip(*pairs))
+    return sp.csr_matrix((weights, (before, after)), (num_items, num_items))
 
 
 def normalize_rows(matrix: sp.csr_matrix, power: float = 1.0) -> sp.csr_matrix:

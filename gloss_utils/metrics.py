@@ -74,8 +74,7 @@ def _bootstrap_means(values: np.ndarray, seed: int) -> np.ndarray:
     drawing how often each distinct row occurs is the same bootstrap, fast for any number of users.
     """
     rows, counts = np.unique(values, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(values), counts / len(values), size=BOOTSTRAP_RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=BOOTSTRAP_RESAMPLES)
     return draws @ rows / len(values)
 
 
@@ -271,8 +270,7 @@ def _ranking_table(prepared: Prepared, ranked: np.ndarray, scores: np.ndarray | 
 
 def load_metrics(prepared: Prepared, split: str, system: System) -> pd.DataFrame:
     """Read the per-user metrics that `save_results` wrote."""
-    path = prepared.paths.metrics(split, system.name)
-    return prepared.paths.read(path, "metrics", pd.read_parquet)
+    return prepared.paths.read(prepared.paths.metrics(split, system.name), "metrics", pd.read_parquet)
 
 
 def read_results(path: Path, keys: Sequence[str] = RESULT_KEYS, **options) -> pd.DataFrame:

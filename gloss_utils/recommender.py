@@ -328,8 +328,7 @@ class Recommender:
             signals["generated"] = embed_texts(users, written, self.vectors, self.settings["encoder"])
         learned = self.system == "learned ranking"
         rank = partial(rankers.rank_learned, self.trained.trees) if learned else fusion.fuse
-        hits = rank(signals, self.weights, task, k, hidden)
-        for row, (ranked, scores) in enumerate(zip(*hits)):
+        for row, (ranked, scores) in enumerate(zip(*rank(signals, self.weights, task, k, hidden))):
             ranked, scores = ranked[ranked >= 0], scores[ranked >= 0]
             texts = [""] * len(ranked)
             if "texts" in self.system:
@@ -374,13 +373,11 @@ def _choose_weights(prepared: Prepared, vectors: np.ndarray | None, settings: di
         return weights
     from .queries import load_queries
 
-    queries = prepared.paths.queries(settings["model"], settings["strategy"], "validation")
-    records = load_queries(queries, prepared)
+    records = load_queries(prepared.paths.queries(settings["model"], settings["strategy"], "validation"), prepared)
     users = [record["reviewer_id"] for record in records]
     texts = embed_texts(users, [record["generated_sequences"] for record in records], vectors, settings["encoder"])
     pair = {"fused": fusion.WeightedSum(signals, weights), "generated": texts}
-    task = load_task(prepared, "validation").subset(users)
-    shares = fusion.choose_weights(fusion.gather_candidates(pair, task))
+    shares = fusion.choose_weights(fusion.gather_candidates(pair, load_task(prepared, "validation").subset(users)))
     return {name: shares["fused"] * weight for name, weight in weights.items()} | {"generated": shares["generated"]}
 
 

@@ -101,7 +101,7 @@ def order_ties(interactions: pd.DataFrame, tie_order: str = "asin", seed: int = 
 
 def draw_validation_users(reviewer_ids: Iterable[str]) -> list[str]:
     """Draw 5 % of the users as the authors drew theirs; at least one, so that a tiny dataset has some too."""
-    ordered = sorted(set(reviewer_ids))
+    ordered = sorted(dict.fromkeys(reviewer_ids))  # a set would lose the order that most come in
     return random.Random(VALIDATION_SEED).sample(ordered, max(1, int(VALIDATION_SHARE * len(ordered))))
 
 
@@ -116,7 +116,7 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame, validation_u
     """Leave the last item out for test; for the validation users, the one before it too, in training as well.
 
     Train has `reviewer_id, text`; validation and test have `HELD_OUT_COLUMNS`. `validation_users` were drawn from
-    more users than these are; without them, they are drawn here.
+    more users than these are; without them, they are drawn here. Items are looked up where there is no column `item`.
     """
     reviewer_ids, bounds = user_bounds(interactions)
     lengths = np.diff(bounds)
@@ -124,8 +124,9 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame, validation_u
         short = f"user '{reviewer_ids[int(np.argmin(lengths))]}' has {lengths.min()} interactions"
         raise ValueError(f"{short}: a split needs {MIN_INTERACTIONS} or more per user")
     asins = pa.array(interactions["asin"], pa.string())
-    index = catalog.index if catalog.index.name == "asin" else pd.Index(catalog["asin"])  # the former is kept, hashed
-    texts = pa.array(catalog["text"], pa.string()).take(pa.array(index.get_indexer(interactions["asin"])))
+    given = "item" in interactions
+    items = interactions["item"] if given else pd.Index(catalog["asin"]).get_indexer(interactions["asin"])
+    texts = pa.array(catalog["text"], pa.string()).take(pa.array(items))
     starts, stops = bounds[:-1], bounds[1:]
     chosen = draw_validation_users(reviewer_ids) if validation_users is None else validation_users
     drawn = pd.Index(reviewer_ids).isin(chosen)

@@ -80,6 +80,25 @@ def test_cooccurrence_by_hand():
     assert together.diagonal().sum() == 0 and together[3].sum() == 0
 
 
+def test_cooccurrence_of_many_items_is_its_formula():
+    """25,000 items are scaled in three parts; most of them nobody bought."""
+    rng, num_items = np.random.default_rng(0), 25_000
+    sold = np.sort(rng.permutation(num_items)[:4000])
+    histories = [rng.choice(sold, rng.integers(0, 7)) for _ in range(3000)]
+    together = baselines.cooccurrence(histories, num_items)
+    buyers = [set() for _ in range(num_items)]
+    for user, items in enumerate(histories):
+        for item in items:
+            buyers[item].add(user)
+    rows, columns = together.nonzero()
+    assert {(int(row) // 10_000) for row in rows} == {0, 1, 2} and (rows != columns).all()
+    for row, column in zip(rows[::50], columns[::50]):
+        cosine = len(buyers[row] & buyers[column]) / np.sqrt(len(buyers[row]) * len(buyers[column]))
+        assert together[row, column] == pytest.approx(cosine, rel=1e-6)
+    pairs = {(one, other) for items in histories for one in items for other in items if one != other}
+    assert len(rows) == len(pairs)
+
+
 def test_star_is_its_formula(prepared):
     task = load_task(prepared, "test").take(np.arange(0, 300, 10))
     vectors = np.random.default_rng(0).standard_normal((len(prepared.catalog), 16)).astype(np.float32)

@@ -35,6 +35,23 @@ def test_transitions_further_ahead_fade():
     assert counts[0, 2] == 0.5 and counts[4, 1] == 0.5 and counts[0, 1] == 3
 
 
+def test_transitions_are_a_plain_count_of_pairs():
+    """Histories shorter than the reach, empty ones among them: no pair may join two users."""
+    rng = np.random.default_rng(1)
+    histories = [rng.integers(0, 9, length) for length in [0, 1, 4, 0, 2, 6, 1, 3, 0]]
+    days = [np.sort(rng.integers(0, 50, len(items))) for items in histories]
+    expected = np.zeros((2, 9, 9))
+    for items, dates in zip(histories, days):
+        for later in range(len(items)):
+            for earlier in range(max(0, later - 4), later):
+                weight = 0.7 ** (later - earlier - 1)
+                fade = np.exp((dates[earlier] - dates[later]) / fusion.TIME_DAYS)
+                expected[:, items[earlier], items[later]] += weight, weight * fade
+    for found, wanted in zip((None, days), expected):
+        found = fusion.transitions(histories, 9, reach=4, decay=0.7, days=found).toarray()
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_rows_become_distributions_and_empty_ones_stay_empty():
     sums = np.asarray(fusion.normalize_rows(fusion.transitions(HISTORIES, 5)).sum(axis=1)).ravel()
     np.testing.assert_allclose(sums, [1, 1, 0, 0, 1])

@@ -333,20 +333,11 @@ def test_splits_in_pieces_are_the_splits_at_once(prepared, tmp_path, users):
         assert rows[name] == len(expected)
 
 
-def test_interactions_in_categories_count_as_texts_do(prepared):
-    catalog = prepared.catalog.drop(index=3).reset_index(drop=True)  # one item is unknown
-    plain = replace(prepared, catalog=catalog)
-    read = replace(plain, interactions=at_scale.read_interactions(prepared.paths.interactions, catalog))
-    assert read.interactions.astype(plain.interactions.dtypes).equals(
-        plain.interactions.assign(
-            asin=plain.interactions["asin"].where(plain.interactions["asin"].isin(catalog["asin"]))
-        )
-    )
-    for found, expected in zip(splits.training_histories(read), splits.training_histories(plain), strict=True):
+@pytest.mark.parametrize("users", [20, 10_000])
+def test_the_histories_written_with_the_splits_are_those_of_the_notebooks(prepared, tmp_path, users):
+    at_scale.write_splits(prepared.paths.interactions, prepared.catalog, tmp_path, users)
+    for found, expected in zip(at_scale.read_histories(tmp_path), splits.training_histories(prepared), strict=True):
         assert found.tolist() == expected.tolist()
-    found, expected = splits.purchase_days(read), splits.purchase_days(plain)
-    assert list(found) == list(expected)
-    assert all(np.array_equal(found[user], expected[user]) for user in expected)
 
 
 def test_made_data_are_sorted_and_every_item_is_known(tmp_path):

@@ -293,34 +293,22 @@ def join_parts(job: Job, count: int, final: Path) -> None:
 # Interactions to splits
 
 
-def read_interactions(path: Path, catalog: pd.DataFrame) -> pd.DataFrame:
-    """Read `interactions.parquet` with the ids as categories: numbers, where `load_prepared` makes a text of each.
-
-    `training_histories` and `purchase_days`, and what counts from them, take these. The items' categories are the
-    catalog's asins, in its order (by which `order_ties` would sort them); an unknown asin is missing.
-    """
-    table = pq.read_table(path)
-    runs = pc.run_end_encode(table["reviewer_id"].combine_chunks())
-    users = np.repeat(np.arange(len(runs.values)), np.diff(runs.run_ends, prepend=0))
-    items = pc.index_in(table["asin"], value_set=pa.array(catalog["asin"], pa.string())).fill_null(-1)
-    columns = {"reviewer_id": (users, runs.values.to_pandas()), "asin": (items.to_numpy(), catalog["asin"])}
-    columns = {name: pd.Categorical.from_codes(codes, known) for name, (codes, known) in columns.items()}
-    return pd.DataFrame(columns | {"timestamp": table["timestamp"].to_numpy()})
-
-
 def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users: int = 100_000) -> dict[str, int]:
     """Write `train`, `validation` and `test.parquet` as `splits.build_splits` builds them, some users at a time.
 
     The texts of all users together take ten times the room of the interactions. What a piece costs must not grow with
-    the number of pieces: the catalog is hashed, and its texts are laid out for Arrow, once; a piece is given its own
-    validation users; the ids are read as plain strings, since to join the dictionaries of many row groups takes
-    longer than they are worth. Returns the rows of each.
+    the number of pieces: all items are looked up, and the catalog's texts laid out for Arrow, once; a piece is given
+    its own validation users; the ids are read as plain strings, since to join the dictionaries of many row groups
+    takes longer than they are worth. `purchases.parquet` has every user's item numbers, and how many of the last ones
+    are held out, so that what counts need not look ids up again. Returns the rows of each split.
     """
-    texts = catalog["text"].astype(pd.ArrowDtype(pa.string()))
-    catalog = catalog.assign(text=texts).set_index("asin", drop=False)
+    catalog = catalog.assign(text=catalog["text"].astype(pd.ArrowDtype(pa.string())))
     table = pq.read_table(interactions)
+    items = pc.index_in(table["asin"], value_set=pa.array(catalog["asin"], pa.string()))
+    items = items.fill_null(-1).combine_chunks()
+    table = table.append_column("item", items)
     runs = pc.run_end_encode(table["reviewer_id"].combine_chunks())
-    names, bounds = runs.values.to_pylist(), [0, *runs.run_ends.to_pylist()]
+    names, bounds = runs.values.to_pylist(), np.append(0, runs.run_ends)
     drawn = set(splits.draw_validation_users(names))
     writers, rows = {}, {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -338,7 +326,19 @@ def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users:
     finally:
         for writer in writers.values():
             writer.close()
+    columns = {"reviewer_id": runs.values, "items": pa.ListArray.from_arrays(bounds, items)}
+    purchases = pa.table(columns | {"held_out": [1 + (name in drawn) for name in names]})
+    write_atomically(folder / "purchases.parquet", lambda path: pq.write_table(purchases, path))
     return rows
+
+
+def read_histories(folder: Path) -> list[np.ndarray]:
+    """Read from the folder of `write_splits` what `splits.training_histories` gives; int32 item numbers."""
+    table = pq.read_table(folder / "purchases.parquet", columns=["items", "held_out"])
+    lists = table["items"].combine_chunks()
+    items, bounds = lists.values.to_numpy(), lists.offsets.to_numpy()
+    stops = bounds[1:] - table["held_out"].to_numpy()
+    return [items[start:stop] for start, stop in zip(bounds[:-1].tolist(), stops.tolist())]
 
 
 def split(dataset: str, data_dir: str, out: str) -> None:
