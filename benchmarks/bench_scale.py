@@ -4,14 +4,15 @@ python benchmarks/bench_scale.py [--raw-dir DIR] [--sizes 300000 3000000 1000000
 
 With --raw-dir on data made from real Beauty, else from the sample store. The data are generated: users are drawn with
 replacement, and each lives in one of several copies of the catalog, so that there is an item per 30 interactions in
-every size. So that no copy repeats another, one purchase in ten becomes another item of the same copy (popular ones
-more often), one in twenty goes to another copy, and in each title a fifth of the words are drawn from all titles.
+every size. The items of a copy have neighbouring numbers, unless `--numbers random` mixes all items. So that no copy
+repeats another, one purchase in ten becomes another item of the same copy (popular ones more often), one in twenty
+goes to another copy, and in each title a fifth of the words are drawn from all titles.
 
 Every step of every size runs in a process of its own, which reads the files first, so that its peak memory is its
 own. Rows of sizes that were not run stay in benchmarks/results/scale.csv. 30 million take 8 GiB of disk, and must
 stay under 8 GiB of memory; twice as many show whether the time goes on in proportion. The figure shows processor
 seconds in user mode: those of the system are mostly for memory, and on a virtual machine, whose host takes memory
-back and gives it again, the same gibibyte may cost ten times as much the second time.
+back after a pause, the same gibibyte may cost many times what it costs when it was just in use.
 """
 
 import argparse
@@ -51,7 +52,7 @@ ROWS = 1_000_000  # written at once
 # The data
 
 
-def make_store(dataset: str, raw_dir: str, size: int, folder: Path, seed: int = 42) -> None:
+def make_store(dataset: str, raw_dir: str, size: int, folder: Path, numbers: str = "grouped", seed: int = 42) -> None:
     """Write interactions and catalog of about `size` interactions, made from those of a dataset."""
     rng = np.random.default_rng(seed)
     source = raw_data.prepare(dataset, raw_dir, folder / "source", progress=False)
@@ -70,11 +71,13 @@ def make_store(dataset: str, raw_dir: str, size: int, folder: Path, seed: int = 
     copy = np.repeat(rng.integers(copies, size=len(users)), lengths)
     moved = np.flatnonzero(rng.random(len(rows)) < OTHER_COPY)
     copy[moved] = rng.integers(copies, size=len(moved))
-    bought += copy * len(catalog)
+    place = np.arange(copies * len(catalog))
+    place = place if numbers == "grouped" else np.random.default_rng(seed).permutation(place)
+    bought = place[bought + copy * len(catalog)]
     times = table["timestamp"].to_numpy()[rows] + np.repeat(rng.integers(-365, 366, len(users)) * 86_400, lengths)
     owners = np.repeat(np.arange(len(users), dtype=np.int32), lengths)
 
-    write_catalog(catalog, copies, rng, folder / "catalog.parquet")
+    write_catalog(catalog, place, rng, folder / "catalog.parquet")
     schema = pa.schema({"reviewer_id": pa.string(), "asin": pa.string(), "timestamp": pa.int64()})
     with pq.ParquetWriter(folder / "interactions.parquet", schema) as writer:
         for start in range(0, len(rows), ROWS):
@@ -88,10 +91,10 @@ def name_numbers(letter: str, numbers: np.ndarray) -> pa.Array:
     return pc.binary_join_element_wise(letter, pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 9, "0"), "")
 
 
-def write_catalog(catalog: pd.DataFrame, copies: int, rng: np.random.Generator, path: Path) -> None:
-    """Write the catalog `copies` times, under new asins and with some words exchanged."""
+def write_catalog(catalog: pd.DataFrame, place: np.ndarray, rng: np.random.Generator, path: Path) -> None:
+    """Write copies of the catalog, each item in its place, under new asins and with some words exchanged."""
     words = pc.split_pattern(pa.array(catalog["title"], pa.string()), " ")
-    words = pa.concat_arrays([words] * copies)
+    words = pa.concat_arrays([words] * (len(place) // len(catalog))).take(pa.array(np.argsort(place)))
     flat = words.flatten().dictionary_encode()
     codes = flat.indices.to_numpy(zero_copy_only=False).copy()
     changed = np.flatnonzero(rng.random(len(codes)) < OTHER_WORD)
@@ -158,17 +161,18 @@ def in_process(*arguments: str) -> str:
     return out.splitlines()[-1] if out else ""
 
 
-def measure(dataset: str, raw_dir: str, size: int, folder: Path) -> list[dict]:
+def measure(dataset: str, raw_dir: str, size: int, folder: Path, numbers: str) -> list[dict]:
     """Make the data of one size, and run every step on it."""
-    in_process("--make", dataset, raw_dir, str(size), str(folder))
+    in_process("--make", dataset, raw_dir, str(size), str(folder), numbers)
     metadata = pq.read_metadata(folder / "interactions.parquet")
     items = count_items(folder)
     rows = []
     for step in STEPS:
         measured = json.loads(in_process("--one", step, str(folder)))
         users = pq.read_metadata(folder / "splits/test.parquet").num_rows
-        sizes = {"dataset": dataset, "size": size, "interactions": metadata.num_rows, "users": users, "items": items}
-        rows.append({"step": step} | sizes | measured)
+        made = {"dataset": dataset, "numbers": numbers, "size": size}
+        sizes = {"interactions": metadata.num_rows, "users": users, "items": items}
+        rows.append({"step": step} | made | sizes | measured)
         print(rows[-1], flush=True)
     return rows
 
@@ -193,13 +197,13 @@ def plot(table: pd.DataFrame) -> plt.Figure:
 def report(table: pd.DataFrame) -> None:
     write_atomically(RESULTS, lambda path: table.round(2).to_csv(path, index=False))
     plotting.use_style()
-    figure = plotting.save(plot(table), PROJECT_ROOT / "figures/bench_scale.png")
+    figure = plotting.save(plot(table[table["numbers"] == "grouped"]), PROJECT_ROOT / "figures/bench_scale.png")
     print(table.to_string(index=False, float_format="%.1f"))
     print("wrote", show(RESULTS), "and", show(figure))
-    for step, rows in table.groupby("step", sort=False):
+    for (numbers, step), rows in table.groupby(["numbers", "step"], sort=False):
         per_million = 1e6 * rows["user_seconds"] / rows["interactions"]
         values = ", ".join(f"{value:.2f}" for value in per_million)
-        print(f"{step}: {values} processor seconds in user mode per million interactions")
+        print(f"{step}, numbers {numbers}: {values} processor seconds in user mode per million interactions")
     if table.loc[table["size"] <= LIMIT_SIZE, "gib"].max() > LIMIT_GIB:
         raise SystemExit(f"more than {LIMIT_GIB} GiB for {LIMIT_SIZE:,} interactions")
 
@@ -208,27 +212,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raw-dir", help="the folder of the Amazon 2014 files; without it, the sample store")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="interactions")
+    parser.add_argument("--numbers", choices=["grouped", "random"], default="grouped", help="of the items of a copy")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--make", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(run_one(arguments.one[0], Path(arguments.one[1]))))
         return
     if arguments.make:
-        dataset, raw_dir, size, folder = arguments.make
-        make_store(dataset, raw_dir, int(size), Path(folder))
+        dataset, raw_dir, size, folder, numbers = arguments.make
+        make_store(dataset, raw_dir, int(size), Path(folder), numbers)
         return
     dataset = "beauty" if arguments.raw_dir else "sample"
     raw_dir = str(Path(arguments.raw_dir).resolve()) if arguments.raw_dir else ""
     rows = []
     for size in sorted(arguments.sizes):
         with tempfile.TemporaryDirectory() as folder:
-            rows += measure(dataset, raw_dir, size, Path(folder))
+            rows += measure(dataset, raw_dir, size, Path(folder), arguments.numbers)
     table = pd.DataFrame(rows)
     if RESULTS.exists():
         kept = pd.read_csv(RESULTS)
-        kept = kept[(kept["dataset"] == dataset) & ~kept["size"].isin(table["size"])]
-        table = pd.concat([kept, table]).sort_values("interactions", kind="stable")
+        again = (kept["numbers"] == arguments.numbers) & kept["size"].isin(table["size"])
+        table = pd.concat([kept[(kept["dataset"] == dataset) & ~again], table])
+        table = table.sort_values(["numbers", "interactions"], kind="stable")
     report(table)
 
 

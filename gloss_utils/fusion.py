@@ -158,15 +158,15 @@ def transitions(
 
     Args:
         reach: up to how many purchases later; each further one counts `decay` times less.
-        days: when each item was bought; then a pair also counts less by the days between (`TIME_DAYS`).
+        days: when each item of these histories was bought; a pair then counts less by the days between (`TIME_DAYS`).
     """
     items, users = np.concatenate(histories), np.repeat(np.arange(len(histories)), [*map(len, histories)])
-    pairs = []
+    dates, pairs = np.zeros(len(items)) if days is None else np.concatenate(days), []
+    check_number(len(dates), "the number of dates", len(items), len(items))
     for distance in range(1, reach + 1):
         first = np.flatnonzero(users[distance:] == users[:-distance])  # both are the same user's
         weights = np.full(len(first), decay ** (distance - 1), dtype=np.float32)
         if days is not None:
-            dates = np.concatenate(days)
             weights *= np.exp((dates[first] - dates[first + distance]) / TIME_DAYS).astype(np.float32)
         pairs.append((weights, items[first], items[first + distance]))
     weights, before, after = map(np.concatenate, zip(*pairs))

@@ -101,7 +101,7 @@ def order_ties(interactions: pd.DataFrame, tie_order: str = "asin", seed: int = 
 
 def draw_validation_users(reviewer_ids: Iterable[str]) -> list[str]:
     """Draw 5 % of the users as the authors drew theirs; at least one, so that a tiny dataset has some too."""
-    ordered = sorted(dict.fromkeys(reviewer_ids))  # a set would lose the order that most come in
+    ordered = sorted(dict.fromkeys(reviewer_ids))  # not a set: they mostly come sorted, which is quick to sort again
     return random.Random(VALIDATION_SEED).sample(ordered, max(1, int(VALIDATION_SHARE * len(ordered))))
 
 
@@ -116,7 +116,8 @@ def build_splits(interactions: pd.DataFrame, catalog: pd.DataFrame, validation_u
     """Leave the last item out for test; for the validation users, the one before it too, in training as well.
 
     Train has `reviewer_id, text`; validation and test have `HELD_OUT_COLUMNS`. `validation_users` were drawn from
-    more users than these are; without them, they are drawn here. Items are looked up where there is no column `item`.
+    more users than these are; without them, they are drawn here. A column `item`, numbers in this catalog, saves
+    looking the asins up.
     """
     reviewer_ids, bounds = user_bounds(interactions)
     lengths = np.diff(bounds)

@@ -47,9 +47,11 @@ def test_transitions_are_a_plain_count_of_pairs():
                 weight = 0.7 ** (later - earlier - 1)
                 fade = np.exp((dates[earlier] - dates[later]) / fusion.TIME_DAYS)
                 expected[:, items[earlier], items[later]] += weight, weight * fade
-    for found, wanted in zip((None, days), expected):
-        found = fusion.transitions(histories, 9, reach=4, decay=0.7, days=found).toarray()
+    for dates, wanted in zip((None, days), expected):
+        found = fusion.transitions(histories, 9, reach=4, decay=0.7, days=dates).toarray()
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    with pytest.raises(ValueError, match="the number of dates"):  # those of purchase_days hold the held-out day too
+        fusion.transitions(histories, 9, days=[np.append(dates, 50) for dates in days])
 
 
 def test_rows_become_distributions_and_empty_ones_stay_empty():

@@ -333,11 +333,45 @@ def test_splits_in_pieces_are_the_splits_at_once(prepared, tmp_path, users):
         assert rows[name] == len(expected)
 
 
-@pytest.mark.parametrize("users", [20, 10_000])
-def test_the_histories_written_with_the_splits_are_those_of_the_notebooks(prepared, tmp_path, users):
-    at_scale.write_splits(prepared.paths.interactions, prepared.catalog, tmp_path, users)
-    for found, expected in zip(at_scale.read_histories(tmp_path), splits.training_histories(prepared), strict=True):
-        assert found.tolist() == expected.tolist()
+def test_the_histories_written_with_the_splits_are_those_of_the_notebooks(prepared, tmp_path):
+    """In row groups too, as Parquet cuts what has more than a million rows."""
+    at_scale.write_splits(prepared.paths.interactions, prepared.catalog, tmp_path)
+    written = pq.read_table(tmp_path / "histories.parquet")
+    assert written["reviewer_id"].to_pylist() == splits.user_bounds(prepared.interactions)[0].tolist()
+    expected = [items.tolist() for items in splits.training_histories(prepared)]
+    for size in (len(written), 100):
+        pq.write_table(written, tmp_path / "histories.parquet", row_group_size=size)
+        assert [items.tolist() for items in at_scale.read_histories(tmp_path)] == expected
+
+
+def test_a_store_of_two_files_is_split_and_a_wrong_one_refused(prepared, tmp_path, capsys):
+    """The command opened notebook 01's splits, which are what does not fit in memory."""
+    root = tmp_path / "shop"
+    root.mkdir()
+    prepared.catalog.to_parquet(root / "catalog.parquet")
+    interactions = pd.read_parquet(prepared.paths.interactions)
+    out = ["split", "--dataset", str(root), "--out", str(tmp_path / "splits")]
+    interactions.to_parquet(root / "interactions.parquet")
+    at_scale.main(out)
+    assert f"test: {len(prepared.splits['test']):,} users" in capsys.readouterr().out
+    interactions.iloc[::-1].to_parquet(root / "interactions.parquet")
+    with pytest.raises(SystemExit, match="not sorted by reviewer_id"):
+        at_scale.main(out)
+    interactions.assign(asin=interactions["asin"].where(interactions.index != 7, "NOWHERE")).to_parquet(
+        root / "interactions.parquet"
+    )
+    with pytest.raises(SystemExit, match="the item 'NOWHERE', which is not in the catalog"):
+        at_scale.main(out)
+
+
+def test_histories_of_other_splits_do_not_outlive_a_run_that_failed(prepared, tmp_path, monkeypatch):
+    """A second run into the same folder failed midway, and the histories of the first one lay beside its splits."""
+    at_scale.write_splits(prepared.paths.interactions, prepared.catalog, tmp_path)
+    monkeypatch.setattr(splits, "build_splits", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        at_scale.write_splits(prepared.paths.interactions, prepared.catalog, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        at_scale.read_histories(tmp_path)
 
 
 def test_made_data_are_sorted_and_every_item_is_known(tmp_path):
@@ -356,3 +390,16 @@ def test_made_data_are_sorted_and_every_item_is_known(tmp_path):
     assert np.array_equal(*words)
     changed = (catalog["title"].to_numpy()[: len(source)] != source["title"].to_numpy()).mean()
     assert 0.5 < changed < 1  # of some eight words one in five is another
+
+
+def test_random_numbers_change_the_items_numbers_and_nothing_else(tmp_path):
+    from benchmarks import bench_scale
+
+    lengths, firsts = [], []
+    for numbers in ("grouped", "random"):
+        bench_scale.make_store("sample", "", 300_000, tmp_path / numbers, numbers)
+        catalog = pd.read_parquet(tmp_path / numbers / "catalog.parquet").set_index("asin")
+        bought = pd.read_parquet(tmp_path / numbers / "interactions.parquet")["asin"]
+        lengths.append(catalog["title"].str.count(" ")[bought].to_numpy())  # words are exchanged, their number stays
+        firsts.append(bought.iloc[0])
+    assert np.array_equal(*lengths) and firsts[0] != firsts[1]

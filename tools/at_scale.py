@@ -3,6 +3,10 @@
     python tools/at_scale.py split --dataset sample --out runs/scale
     python tools/at_scale.py recommend --users runs/scale/test.parquet --out runs/scale/lists --workers 2
 
+`split` needs only two files in the dataset's folder: `interactions.parquet` (reviewer_id, asin, timestamp in seconds;
+sorted by user, then by time) and `catalog.parquet` (asin, title, text). It writes the three splits, and
+`histories.parquet` with item numbers (`read_histories`), from which co-occurrence and transitions are counted.
+
 `recommend` reads users from Parquet, sorted by `reviewer_id`, with a history of asins (`seen_asins`) or a prompt
 (`ptext`), and writes Parquet, sorted as well. The users are cut into batches first, once and for all: what a batch
 gives does not depend on who works on it, when, or how often it was begun. A finished batch is a file of its own, so
@@ -32,7 +36,7 @@ import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from gloss_utils import prompts, splits  # noqa: E402
-from gloss_utils.paths import check_choice, check_number, file_sha256, read_json, show, write_atomically  # noqa: E402
+from gloss_utils.paths import check_choice, check_number, file_sha256, find_dataset, read_json, show, write_atomically  # noqa: E402
 
 HITS = 20  # per text, as in notebook 05
 LISTS = pa.schema(
@@ -299,19 +303,25 @@ def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users:
     The texts of all users together take ten times the room of the interactions. What a piece costs must not grow with
     the number of pieces: all items are looked up, and the catalog's texts laid out for Arrow, once; a piece is given
     its own validation users; the ids are read as plain strings, since to join the dictionaries of many row groups
-    takes longer than they are worth. `purchases.parquet` has every user's item numbers, and how many of the last ones
+    takes longer than they are worth. `histories.parquet` has every user's item numbers, and how many of the last ones
     are held out, so that what counts need not look ids up again. Returns the rows of each split.
+    A ValueError where the users are not sorted, or an item is not in the catalog.
     """
     catalog = catalog.assign(text=catalog["text"].astype(pd.ArrowDtype(pa.string())))
     table = pq.read_table(interactions)
     items = pc.index_in(table["asin"], value_set=pa.array(catalog["asin"], pa.string()))
-    items = items.fill_null(-1).combine_chunks()
-    table = table.append_column("item", items)
+    if items.null_count:
+        unknown = table["asin"].filter(pc.is_null(items))[0]
+        raise ValueError(f"{show(interactions)} has the item '{unknown}', which is not in the catalog: add it there")
+    table = table.append_column("item", items := items.combine_chunks())
     runs = pc.run_end_encode(table["reviewer_id"].combine_chunks())
+    if not pc.all(pc.less(runs.values[:-1], runs.values[1:])).as_py():
+        raise ValueError(f"{show(interactions)} is not sorted by reviewer_id: sort it by reviewer_id and timestamp")
     names, bounds = runs.values.to_pylist(), np.append(0, runs.run_ends)
     drawn = set(splits.draw_validation_users(names))
     writers, rows = {}, {}
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "histories.parquet").unlink(missing_ok=True)  # is there again when all else is
     try:
         for first in range(0, len(names), users):
             own = names[first : first + users]
@@ -327,14 +337,14 @@ def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users:
         for writer in writers.values():
             writer.close()
     columns = {"reviewer_id": runs.values, "items": pa.ListArray.from_arrays(bounds, items)}
-    purchases = pa.table(columns | {"held_out": [1 + (name in drawn) for name in names]})
-    write_atomically(folder / "purchases.parquet", lambda path: pq.write_table(purchases, path))
+    histories = pa.table(columns | {"held_out": [1 + (name in drawn) for name in names]})
+    write_atomically(folder / "histories.parquet", lambda path: pq.write_table(histories, path))
     return rows
 
 
 def read_histories(folder: Path) -> list[np.ndarray]:
     """Read from the folder of `write_splits` what `splits.training_histories` gives; int32 item numbers."""
-    table = pq.read_table(folder / "purchases.parquet", columns=["items", "held_out"])
+    table = pq.read_table(folder / "histories.parquet", columns=["items", "held_out"])
     lists = table["items"].combine_chunks()
     items, bounds = lists.values.to_numpy(), lists.offsets.to_numpy()
     stops = bounds[1:] - table["held_out"].to_numpy()
@@ -342,8 +352,10 @@ def read_histories(folder: Path) -> list[np.ndarray]:
 
 
 def split(dataset: str, data_dir: str, out: str) -> None:
-    prepared = splits.load_prepared(dataset, data_dir)
-    rows = write_splits(prepared.paths.interactions, prepared.catalog, Path(out))
+    """Split what lies in the dataset's folder: `interactions.parquet`, sorted by user and time, `catalog.parquet`."""
+    paths = find_dataset(dataset, data_dir)
+    catalog = paths.read(paths.catalog, "catalog", pd.read_parquet)
+    rows = write_splits(paths.require(paths.interactions, "interactions"), catalog, Path(out))
     print(", ".join(f"{name}: {count:,} users" for name, count in rows.items()), "in", show(Path(out).resolve()))
 
 
