@@ -114,8 +114,7 @@ def choose_texts(prepared: Prepared, split: str, settings: TrainingSettings) -> 
     if wanted >= len(texts):
         return texts
     seed = settings.seed if split == "train" else 42  # so that the losses of two runs compare
-    kept = np.random.default_rng(seed).permutation(len(texts))[: max(1, wanted)]
-    return [texts[row] for row in np.sort(kept)]
+    return [texts[row] for row in np.sort(np.random.default_rng(seed).permutation(len(texts))[: max(1, wanted)])]
 
 
 class SeededOrder(Sampler):

@@ -225,8 +225,7 @@ def generate_batches(
             else:
                 tokens, scores = _search_beams(model, tokenizer, inputs, strategy, trie)
         texts = [tokenizer.batch_decode(user, skip_special_tokens=True) for user in tokens.tolist()]
-        scores = scores.float().tolist()
-        yield rows, [keep_texts(decoded, user, strategy) for decoded, user in zip(texts, scores)]
+        yield rows, [keep_texts(decoded, user, strategy) for decoded, user in zip(texts, scores.float().tolist())]
 
 
 class SharedPrompt(DynamicLayer):

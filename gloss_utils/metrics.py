@@ -145,8 +145,7 @@ def _supported_best(values: pd.Series, segments: np.ndarray) -> str | None:
     groups = {name: values[segments == name].to_numpy() for name in SEGMENTS if (segments == name).sum() > 1}
     best = max(groups, key=lambda name: groups[name].mean(), default=None)
     others = [group for name, group in groups.items() if name != best]
-    supported = others and all(mean_difference(groups[best], group)[1] > 0 for group in others)
-    return best if supported else None
+    return best if others and all(mean_difference(groups[best], group)[1] > 0 for group in others) else None
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:

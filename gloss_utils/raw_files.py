@@ -192,7 +192,7 @@ def _read_table(raw_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
     table = read_file(path, read, "save it as CSV in UTF-8, with commas, or as Parquet")
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        remedy = f'separate them by commas, and name yours, as in columns={{"user": "{table.columns[0]}"}}'
+        remedy = 'separate them by commas, and name yours: -p USER_COLUMN …, or columns={"user": …} in Python'
         has = ", ".join(map(str, table.columns))
         raise ValueError(f"{path.name} has no column '{missing[0]}': it has {has}; {remedy}")
     ids = table[columns[: 2 if name == "interactions" else 1]]  # a missing title is dealt with later

@@ -8,6 +8,7 @@ recommender.save("runs/shop")                                           # Recomm
 import difflib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -71,12 +72,13 @@ class Recommender:
     popular: np.ndarray  # item numbers, most bought first: for a visitor without a history
     policy: str = "round_robin"  # see ranking.POLICIES
     system: str = "texts"  # one of SYSTEMS
-    settings: dict = field(default_factory={"retriever": "bm25", "encoder": "minilm"}.copy)  # of `load`, and the data
+    settings: dict = field(default_factory={"retriever": "bm25", "encoder": "minilm"}.copy)  # of `load`
     signals: dict[str, fusion.Signal] = field(default_factory=dict, repr=False)
     weights: dict[str, float] = field(default_factory=dict)  # of the signals
     vectors: np.ndarray | None = field(default=None, repr=False)  # of catalog.text
     purchases: pd.DataFrame | None = field(default=None, repr=False)  # per user, items and days: what is counted
     trained: rankers.Trained | None = field(default=None, repr=False)  # SASRec and trees, where the system has them
+    home: paths.DatasetPaths | None = None  # where the language model lies
     removed: Sequence[int] = ()  # item numbers
 
     def __post_init__(self):
@@ -103,12 +105,14 @@ class Recommender:
         strategy: str = "beam5",
         encoder: str = "minilm",
         system: str = "texts",
+        everything: bool = False,
     ) -> "Recommender":
         """Open what the notebooks made; an error says what is missing, or the nearest known name.
 
         `texts` needs a model of notebook 03, `fused + texts` its validation texts (04) too, those of `TRAINED` what
         notebook 07 trained, all others 01 alone. `retriever` is for `lis` and `texts`, `policy` for `texts`; see
-        `ranking.POLICIES`, `generation.STRATEGIES`.
+        `ranking.POLICIES`, `generation.STRATEGIES`. `everything` counts the last purchases too, which the notebooks
+        hold out: for a shop, not for a comparison. What was trained or chosen on less stays as it is.
         """
         check_choice(system, SYSTEMS, "system")  # names first: the model takes seconds
         check_choice(policy, POLICIES, "policy")
@@ -121,31 +125,31 @@ class Recommender:
             get_strategy(strategy)
             find_adapter(prepared.paths, model)
         settings = {"dataset": dataset, "model": model, "retriever": retriever, "policy": policy}
-        settings |= {"strategy": strategy, "encoder": encoder, "system": system, "data": prepared.fingerprint}
+        settings |= {"strategy": strategy, "encoder": encoder, "system": system}
         texts = prepared.catalog["text"].tolist()
         needed = system in ("star", "fused", "fused + texts", *TRAINED) or retriever != "bm25"
         trained = rankers.load(prepared, encoder) if system in TRAINED else None
         vectors = encode(texts, encoder, cache_dir=prepared.paths.cache) if needed else None
         weights = trained.about["weights"][system] if trained else _choose_weights(prepared, vectors, settings)
-        histories, days = training_histories(prepared), purchase_days(prepared).values()
+        histories, days = training_histories(prepared, everything), purchase_days(prepared).values()
         known = [dates[: len(items)] for dates, items in zip(days, histories)]
         purchases = pd.DataFrame({"items": histories, "days": known})
-        return cls._fit(settings, prepared.catalog, purchases, vectors, weights, trained, prepared)
+        return cls._fit(settings, prepared.catalog, purchases, vectors, weights, trained, prepared.paths)
 
     @classmethod
-    def _fit(cls, settings, catalog, purchases, vectors, weights, trained, prepared) -> "Recommender":
+    def _fit(cls, settings, catalog, purchases, vectors, weights, trained, home) -> "Recommender":
         """Index and count; open the language model where the system needs one."""
         system, policy, texts = settings["system"], settings["policy"], catalog["text"].tolist()
         index = build_index(settings["retriever"], texts, settings["encoder"], vectors=vectors)
         counts = item_counts(purchases["items"], len(catalog))
         popular = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         signals = _count(system, purchases, vectors, weights, trained)
-        model = _open_model(prepared, settings, texts) if "texts" in system else (None, None)
-        counted = signals, weights, vectors, purchases, trained
+        model = _open_model(home, settings, texts) if "texts" in system else (None, None)
+        counted = signals, weights, vectors, purchases, trained, home if "texts" in system else None
         return cls(catalog, index, *model, popular, policy, system, settings, *counted)
 
     def save(self, folder: str | Path) -> Path:
-        """Write all that `open` needs into one folder, whole or not at all; of a language model, only its name."""
+        """Write all that `open` needs into one folder, whole or not at all; a base model of the hub stays there."""
         folder = paths.resolve(folder)
         if folder.exists() and not (folder / ABOUT).exists():
             raise ValueError(f"{paths.show(folder)} is there and holds no recommender: save into a folder of its own")
@@ -158,25 +162,24 @@ class Recommender:
                 np.save(path / VECTORS, self.vectors)
             if self.trained:
                 self.trained.write(path)
-            files = {file.name: file_sha256(file) for file in sorted(path.iterdir())}
+            if self.home:
+                model, inside = self.settings["model"], replace(self.home, root=path)
+                shutil.copytree(self.home.model(model), inside.model(model), ignore=lambda *_: ["checkpoints"])
+            files = filter(Path.is_file, sorted(path.rglob("*")))
+            files = {file.relative_to(path).as_posix(): file_sha256(file) for file in files}
             about = {"settings": self.settings, "weights": self.weights, "files": files}
             (path / ABOUT).write_text(json.dumps(about | {"digest": paths.digest(about)}, indent=1), encoding="utf-8")
 
         return paths.write_atomically(folder, write)
 
     @classmethod
-    def open(cls, folder: str | Path, data_dir: str | Path = "data") -> "Recommender":
-        """Open what `save` wrote, and count again; `data_dir` is where a language model's dataset lies."""
-        folder, prepared = paths.resolve(folder), None
+    def open(cls, folder: str | Path) -> "Recommender":
+        """Open what `save` wrote, and count again; nothing outside the folder is read, but for a base of the hub."""
+        folder = paths.resolve(folder)
         about, catalog, *counted, trained = paths.read_file(folder, _read_folder, "save the recommender again")
-        settings = about["settings"]
-        if "texts" in settings["system"]:
-            prepared = load_prepared(settings["dataset"], data_dir)
-            if prepared.fingerprint != settings["data"]:
-                other = f"was saved from another catalog or other purchases than '{prepared.dataset}' has now"
-                raise ValueError(f"{paths.show(folder)} {other}: load the recommender and save it again")
-        removed = np.flatnonzero(catalog.pop("removed"))
-        return replace(cls._fit(settings, catalog, *counted, about["weights"], trained, prepared), removed=removed)
+        removed, home = np.flatnonzero(catalog.pop("removed")), paths.DatasetPaths(folder.name, folder)
+        counted += [about["weights"], trained, home]
+        return replace(cls._fit(about["settings"], catalog, *counted), removed=removed)
 
     def add_items(self, table: pd.DataFrame) -> None:
         """Add items by `asin` and `title`, which finds them at once: nothing is trained. A removed one comes back."""
@@ -387,15 +390,15 @@ def embed_texts(users: Sequence, texts: Sequence, vectors: np.ndarray, encoder: 
     return fusion.GeneratedTexts(dict(zip(users, parts)), vectors)
 
 
-def _open_model(prepared: Prepared, settings: dict, catalog_texts: list[str]) -> tuple[Callable, Callable]:
+def _open_model(home: paths.DatasetPaths, settings: dict, catalog_texts: list[str]) -> tuple[Callable, Callable]:
     """Load the language model: a call that writes texts, and one that cuts a history to its context."""
     from .generation import CatalogTrie, generate, get_strategy
     from .language_models import load_finetuned, read_run
 
     strategy = get_strategy(settings["strategy"])
-    network, tokenizer = load_finetuned(prepared.paths, settings["model"])
+    network, tokenizer = load_finetuned(home, settings["model"])
     trie = CatalogTrie(catalog_texts, tokenizer) if strategy.constrained else None
-    length = read_run(prepared.paths, settings["model"])["settings"]["max_seq_length"]  # as in training
+    length = read_run(home, settings["model"])["settings"]["max_seq_length"]  # as in training
     write_texts = partial(generate, network, tokenizer, strategy=strategy, max_seq_length=length, trie=trie)
     fit_history = partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=length - strategy.max_new_tokens)
     return write_texts, fit_history

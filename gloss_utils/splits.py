@@ -198,11 +198,11 @@ def sample_users(task: Task, max_users: int, seed: int = 42) -> Task:
     return task.take(np.sort(np.random.default_rng(seed).permutation(len(task))[:max_users]))
 
 
-def training_histories(prepared: Prepared) -> list[np.ndarray]:
-    """What may be learned from: each user's item numbers but the last, two for validation users, by reviewer id."""
+def training_histories(prepared: Prepared, everything: bool = False) -> list[np.ndarray]:
+    """What may be learned from: each user's item numbers but the last, two for validation users; or `everything`."""
     reviewer_ids, bounds = user_bounds(prepared.interactions)
     items = prepared.item_numbers(prepared.interactions["asin"])
-    held_out = 1 + pd.Index(reviewer_ids).isin(prepared.splits["validation"]["reviewer_id"][:])
+    held_out = 0 if everything else 1 + pd.Index(reviewer_ids).isin(prepared.splits["validation"]["reviewer_id"][:])
     return [items[start:stop] for start, stop in zip(bounds[:-1], bounds[1:] - held_out)]
 
 

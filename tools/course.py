@@ -387,10 +387,10 @@ def summary(outcomes: list, out_dir: Path, dataset: DatasetPaths, figures_dir: P
         f"total {sum(seconds for *_, seconds in outcomes):.0f} s; largest process {peak_memory():.1f} GiB",
         f"executed notebooks: {here(out_dir)}/*.ipynb, each with an .html beside it",
         f"figures:            {here(figures_dir / dataset.dataset)}/*.png",
-        f"results:            {here(dataset.results)}",
     ]
     if dataset.results.exists():
-        lines += ["", results_table(dataset.read(dataset.results, "results", read_results), dataset.dataset)]
+        lines += [f"results:            {here(dataset.results)}", ""]
+        lines += [results_table(dataset.read(dataset.results, "results", read_results), dataset.dataset)]
     return "\n".join(lines)
 
 

@@ -282,7 +282,7 @@ UNSURE = r"in row {} of the interactions cannot be read with certainty: use seco
         "no column of users",
         raw_bytes(lambda text: text.replace("user", "customer").encode()),
         prepare,
-        r"interactions\.csv has no column 'user': it has customer, .*columns=\{\"user\": \"customer\"\}",
+        r"interactions\.csv has no column 'user': it has customer, .*name yours: -p USER_COLUMN …, or columns=",
     ),
     Fault(
         "no column of titles",

@@ -288,17 +288,6 @@ def test_a_kill_while_a_recommender_is_saved(module, name, served):
     assert opened(served).recommend([ROSE], 9)["asin"].tolist() == one.recommend([ROSE], 9)["asin"].tolist()
 
 
-def test_a_folder_of_other_data_for_a_model(served, monkeypatch):
-    """A language model is read from its dataset, which may have changed since."""
-    about = served / "saved" / "lis" / "recommender.json"
-    written = json.loads(about.read_text())
-    written.pop("digest")
-    written["settings"] |= {"system": "texts", "data": "of last year"}
-    about.write_text(json.dumps(written | {"digest": recommender.paths.digest(written)}))
-    sentence = "lis was saved from another catalog or other purchases than 'store' has now: load the recommender and"
-    refused(lambda: opened(served, "lis"), sentence, served)
-
-
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
