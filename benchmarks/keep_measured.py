@@ -85,11 +85,11 @@ def pair(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     return metrics.compare(ours, theirs).assign(better=np.maximum(a, b).mean().to_numpy(), both=both)
 
 
-def keep(path: Path, rows: pd.DataFrame, keys: list[str], command: str, note: str) -> None:
+def keep(path: Path, rows: pd.DataFrame, keys: list[str], command: str, note: str, source: str = SOURCE) -> None:
     """Put rows into one of the files of measured results, with their provenance."""
     numbers = rows.select_dtypes("float").columns
     rows = rows.assign(
-        **rows[numbers].round(6), command=command, source=SOURCE, date=date.today().isoformat(), note=note
+        **rows[numbers].round(6), command=command, source=source, date=date.today().isoformat(), note=note
     )
     upsert_rows(path, rows, keys)
     print(f"{len(rows):4d} rows of {rows['dataset'].iloc[0]} in {path.relative_to(PROJECT_ROOT)}")

@@ -117,7 +117,7 @@ def prepare(
     catalog = number_items(catalog, interactions)
     rows = splits.build_splits(interactions, catalog)
     prepared = splits.Prepared(paths.dataset, paths, interactions, catalog, rows, report.frame())
-    _write(prepared)
+    write(prepared)
     return prepared
 
 
@@ -145,7 +145,7 @@ def _read_category(dataset: str, raw: Path, report: Report, progress: bool) -> t
     return reviews, items
 
 
-def _write(prepared: splits.Prepared) -> None:
+def write(prepared: splits.Prepared) -> None:
     """Write the artifacts of a prepared dataset, each whole or not at all."""
     paths = prepared.paths
     write_atomically(paths.report, lambda path: prepared.report.to_csv(path, index=False))

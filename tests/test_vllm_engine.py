@@ -5,16 +5,18 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 from test_queries import tiny_case
 from tiny_model import make_prompts, tiny_model, tiny_tokenizer
 
-from gloss_utils import generation
+from gloss_utils import generation, language_models
 from gloss_utils.generation import Strategy, generate
 from gloss_utils.queries import fingerprint_model
-from tools import vllm_engine
+from tools import at_scale, vllm_engine
 from tools.vllm_engine import VllmModel
 
 
@@ -82,6 +84,28 @@ def test_prompts_settings_and_answers_go_through_unchanged(served, strategy):
     for row, theirs in enumerate(expected):
         assert found[row].texts == theirs.texts
         assert found[row].scores == pytest.approx(theirs.scores, abs=1e-3)
+
+
+def test_a_worker_of_ray_writes_with_vllm_where_it_is_asked_to(served, tmp_path, monkeypatch):
+    """The whole worker, from a row of the work file to a part of lists, with vLLM's stand-in inside."""
+    prepared, task = tiny_case(tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # this process has other tests to run
+    monkeypatch.setattr(at_scale.splits, "load_prepared", lambda *_: prepared)
+    monkeypatch.setattr(
+        language_models, "read_run", lambda *_: {"settings": {"max_seq_length": 1024, "truncation": "left"}}
+    )
+    monkeypatch.setattr(language_models, "find_adapter", lambda *_: tmp_path)
+    monkeypatch.setattr(language_models, "load_tokenizer", lambda *_: tiny_tokenizer())
+    monkeypatch.setattr(language_models, "load_finetuned", None)  # a second model must not be loaded
+    monkeypatch.setattr(vllm_engine, "load", lambda *_: served)
+    job = at_scale.Job(users="", out=str(tmp_path / "lists"), engine="vllm", k=3)
+    seen = [prepared.catalog["asin"][items].tolist() for items in task.seen_items]
+    row = {"number": 0, "reviewer_id": task.reviewer_ids.tolist(), "ptext": task.prompts, "seen_asins": seen}
+    at_scale.Worker(job)({name: np.array([value], dtype=object) for name, value in row.items()})
+    written = pq.read_table(job.part(0)).to_pylist()
+    for record, expected in zip(written, generate(tiny_model(), tiny_tokenizer(), task.prompts), strict=True):
+        assert record["generated_sequences"] == expected.texts
+    assert any(record["asins"] for record in written)
 
 
 def test_constrained_beams_are_not_for_this_engine(served):
