@@ -147,3 +147,32 @@ def test_a_dataset_without_dates_is_refused(measuring, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["measure_time_split.py", "--dataset", "toys"])
     with pytest.raises(SystemExit, match="positions in a user's history, not dates"):
         measuring.main()
+
+
+def test_the_store_cut_at_the_date_asks_the_course_for_next_purchases(measuring, prepared, tmp_path):
+    """The chapters then learn from nothing later, and their test targets are chapter 09's, of users with two items."""
+    import measure_course_by_date
+
+    by_date, again = measure_course_by_date.cut(prepared, 0.8, tmp_path / "cut")
+    interactions, date = prepared.interactions, measuring.find_date(prepared.interactions, 0.8)
+    past = measuring.split_at(interactions, prepared.catalog, date)
+    asins = past.catalog["asin"].to_numpy()
+    expected = {
+        str(user): (asins[seen].tolist(), asins[target])
+        for user, seen, target in zip(past.test.reviewer_ids, past.test.seen_items, past.test.targets)
+        if len(seen) > 1
+    }
+    task, own = splits.load_task(by_date), by_date.catalog["asin"].to_numpy()
+    found = {
+        str(user): (own[seen].tolist(), own[target])
+        for user, seen, target in zip(task.reviewer_ids, task.seen_items, task.targets)
+        if user in again
+    }
+    assert found == expected and len(found) == len(again) > 20
+    known = interactions[interactions["timestamp"] < date]
+    learned = {tuple(pair) for pair in known[["reviewer_id", "asin"]].to_numpy()}
+    users = splits.user_bounds(by_date.interactions)[0]
+    histories = splits.training_histories(by_date)
+    assert all((user, own[item]) in learned for user, items in zip(users, histories) for item in items)
+    assert set(by_date.catalog["asin"]) == set(prepared.catalog["asin"]), "what nobody has bought stands on the shelf"
+    assert splits.load_prepared(str(tmp_path / "cut")).fingerprint == by_date.fingerprint
