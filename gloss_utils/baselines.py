@@ -26,8 +26,7 @@ def most_popular(task: Task, counts: np.ndarray, k: int = 10, drop: str = "none"
     """Recommend the same best-sellers to everyone; `drop="seen"` leaves out what the user has."""
     hidden = _hidden_items(task, check_choice(drop, ("none", "seen"), "drop"))
     best = top_k(counts[None].astype(np.float32), k + max(map(len, hidden), default=0), floor=0.0)
-    everyone = Hits(*(np.repeat(part, len(task), axis=0) for part in best))
-    return keep_unseen(everyone, hidden, k).items
+    return keep_unseen(Hits(*(np.repeat(part, len(task), axis=0) for part in best)), hidden, k).items
 
 
 def lis(task: Task, index: Index, k: int = 10, drop: str = "none") -> np.ndarray:

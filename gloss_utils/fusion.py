@@ -246,13 +246,14 @@ def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Se
 def rank_blocks(rank: Callable, task: Task, hidden: Sequence | None, signal: Signal, matrices: int = 1) -> Hits:
     """Join what `rank(users, hidden items)`, which holds so many matrices of scores, finds for blocks of users."""
     hidden = task.seen_items if hidden is None else hidden
-    if len(task) == 1:  # one thread: to hand out work of a millisecond takes longer than to do it
-        with BLAS.limit(limits=1, user_api="blas"):
+    order = np.argsort([len(items) for items in task.seen_items], kind="stable")  # SASRec pads to a block's longest
+    with BLAS.limit(limits=1, user_api="blas"):  # beside the pool's threads, its own only wait for each other
+        if len(task) == 1:  # to hand out work of a millisecond takes longer than to do it
             return rank(task, hidden)
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
-        rows = row_blocks(task, signal, matrices)
-        parts = pool.map(lambda part: rank(task.take(part), [hidden[row] for row in part]), rows)
-        return Hits(*map(np.concatenate, zip(*parts)))
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
+            rows = (order[rows] for rows in row_blocks(task, signal, matrices))
+            parts = pool.map(lambda part: rank(task.take(part), [hidden[row] for row in part]), rows)
+            return Hits(*(np.concatenate(part)[np.argsort(order)] for part in zip(*parts)))
 
 
 def row_blocks(task: Task, signal: Signal, matrices: int = 1):
@@ -277,7 +278,7 @@ def nominate(signals: Mapping[str, Signal], task: Task, hidden: Sequence | None 
     Returns users (positions in the task, ascending) and items, int64 [num_rows], what each signal says of them,
     float32 [num_rows, num_signals], and the number of items in the catalog.
     """
-    scores = [np.array(signal.score(task)) for signal in signals.values()]
+    scores = [np.require(signal.score(task), requirements="W") for signal in signals.values()]
     num_items = scores[0].shape[1]
     wanted = np.zeros((len(task), num_items + 1), dtype=bool)  # the last column takes empty ranks
     for score in scores:

@@ -17,6 +17,7 @@ from .paths import read_json, write_atomically
 from .retrieval import Hits, top_k
 from .splits import Prepared, Task
 
+NO_CANDIDATE = -1e6  # a score below all others; among many of -inf np.partition is slow
 FILES = ("sasrec.safetensors", "trees.txt", "weights.json")
 
 
@@ -96,11 +97,11 @@ def rank_learned(
 
     def rank(part: Task, hide: Sequence) -> Hits:
         users, items, features, num_items = nominate(signals, part, hide)
-        scores = np.full((len(part), num_items), -np.inf, dtype=np.float32)
+        scores = np.full((len(part), num_items), NO_CANDIDATE, dtype=np.float32)
         if len(users):
             columns = describe(users, features, np.array([len(seen) for seen in part.seen_items])[users])
-            scores[users, items] = features @ factors + trees.predict(columns)
-        return top_k(scores, k)
+            scores[users, items] = features @ factors + trees.predict(columns, num_threads=1)
+        return top_k(scores, k, NO_CANDIDATE)
 
     return rank_blocks(rank, task, hidden, next(iter(signals.values())), len(signals))
 

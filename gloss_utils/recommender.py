@@ -33,7 +33,7 @@ SYSTEMS = ("most-popular", "lis", "star", "fused", "texts", "fused + texts", *TR
 DEPTH = 20  # hits per text
 NEAR = 0.85  # how alike a misspelt title and a title of the catalog must be, 0 to 1
 ASIN = re.compile(r"[A-Z0-9]{10}")
-HALF = "[\ud800-\udfff]"  # of a pair of surrogates: no text of its own, and nothing can write it
+HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates: no text of its own, and nothing can write it
 Found = tuple[np.ndarray, np.ndarray, list[str], list[str]]  # items, scores, texts, reasons; best first
 COLUMNS = ["rank", "asin", "title", "score", "text"]
 REASONS = {
@@ -329,8 +329,7 @@ class Recommender:
         if "texts" in self.system:
             written = [texts for texts, _ in self._write(visitors)]
             signals["generated"] = embed_texts(users, written, self.vectors, self.settings["encoder"])
-        learned = self.system == "learned ranking"
-        rank = partial(rankers.rank_learned, self.trained.trees) if learned else fusion.fuse
+        rank = partial(rankers.rank_learned, self.trained.trees) if self.system == "learned ranking" else fusion.fuse
         for row, (ranked, scores) in enumerate(zip(*rank(signals, self.weights, task, k, hidden))):
             ranked, scores = ranked[ranked >= 0], scores[ranked >= 0]
             texts = [""] * len(ranked)
@@ -424,7 +423,7 @@ def _as_list(given) -> list:
 def _check_history(history: Sequence[str] | str) -> list[str]:
     """The history as a list of texts; None, a number, or a list that holds one is a ValueError."""
     entries = _as_list(history)
-    wrong = [entry for entry in entries if not isinstance(entry, str) or re.search(HALF, entry)]
+    wrong = [entry for entry in entries if not isinstance(entry, str) or HALF.search(entry)]
     if wrong:
         raise ValueError(f"the history holds {wrong[0]!r}: give a list of asins or titles, [] for a new visitor")
     return entries

@@ -150,7 +150,7 @@ def test_a_dataset_without_dates_is_refused(measuring, monkeypatch):
 
 
 def test_the_store_cut_at_the_date_asks_the_course_for_next_purchases(measuring, prepared, tmp_path):
-    """The chapters then learn from nothing later, and their test targets are chapter 09's, of users with two items."""
+    """The chapters then learn from nothing later, and their test targets are chapter 09's, for two items or more."""
     import measure_course_by_date
 
     by_date, again = measure_course_by_date.cut(prepared, 0.8, tmp_path / "cut")
