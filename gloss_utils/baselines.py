@@ -82,7 +82,7 @@ def item_rows(items: Sequence[np.ndarray], weights: np.ndarray, num_items: int) 
 def cooccurrence(histories: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
     """Cosine between items as columns of `interaction_matrix`, float32 [num_items, num_items]; 0 with itself."""
     bought = interaction_matrix(histories, num_items)
-    # By their lowest item number, many buyers of an item lie side by side: of 30 million purchases, a third faster.
+    # By their lowest item number: buyers of an item lie side by side where neighbouring numbers are bought together.
     bought = bought[np.argsort(np.append(bought.indices, 0)[bought.indptr[:-1]], kind="stable")]
     cosines = bought.T.tocsr() @ bought
     norm, lengths = 1 / np.sqrt(np.maximum(cosines.diagonal(), 1)), np.diff(cosines.indptr)

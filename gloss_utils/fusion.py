@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
+from threading import Lock
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,7 +44,7 @@ TIME_HISTORY, TIME_RANK_DECAY = 10, 0.9  # time_decayed starts from more items, 
 AGE_DAYS, AGE_FLOOR = 60.0, 0.05  # time_decayed: a user's item counts floor + exp(-age / days)
 CANDIDATES = 50  # items per signal on which weights are fitted: about as many as can matter for a list of ten
 EXTRA_SHARE = 0.2  # at most one user in five gives up an item for the choice of weights
-BLAS = ThreadpoolController()  # of numpy and scipy
+BLAS, LOCK = ThreadpoolController(), Lock()  # how many threads numpy and scipy take is the whole process's matter
 THREADS = 4  # blocks of users ranked at once; each holds a few score matrices
 
 
@@ -132,8 +133,7 @@ class GeneratedTexts:
     def score_texts(self, reviewer_id: str) -> np.ndarray:
         """How close the catalog is to each text of a user, float32 [num_texts, num_items]."""
         beams = self.texts[reviewer_id]
-        close = np.maximum(beams @ self.vectors.T, 0) ** self.power
-        return close * self.fade ** np.arange(len(beams))[:, None]
+        return np.maximum(beams @ self.vectors.T, 0) ** self.power * self.fade ** np.arange(len(beams))[:, None]
 
 
 class WeightedSum:
@@ -247,7 +247,7 @@ def rank_blocks(rank: Callable, task: Task, hidden: Sequence | None, signal: Sig
     """Join what `rank(users, hidden items)`, which holds so many matrices of scores, finds for blocks of users."""
     hidden = task.seen_items if hidden is None else hidden
     order = np.argsort([len(items) for items in task.seen_items], kind="stable")  # SASRec pads to a block's longest
-    with BLAS.limit(limits=1, user_api="blas"):  # beside the pool's threads, its own only wait for each other
+    with LOCK, BLAS.limit(limits=1, user_api="blas"):  # beside the pool's threads, its own only wait for each other
         if len(task) == 1:  # to hand out work of a millisecond takes longer than to do it
             return rank(task, hidden)
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL

@@ -124,8 +124,7 @@ class UserSampler(LogitsProcessor):
         before = probabilities.cumsum(-1) - probabilities
         likeliest = likeliest.masked_fill(before >= self.strategy.top_p, -torch.inf)
         drawn = tokens.gather(1, (likeliest + self._gumbel(likeliest)).argmax(-1, keepdim=True))
-        log_probability = logits.log_softmax(-1).gather(1, drawn).squeeze(1)
-        self.scores += torch.where(self.running, log_probability, 0.0)
+        self.scores += torch.where(self.running, logits.log_softmax(-1).gather(1, drawn).squeeze(1), 0.0)
         self.running &= drawn.squeeze(1) != self.eos_token_id
         return torch.full_like(logits, -torch.inf).scatter(1, drawn, 0.0)
 

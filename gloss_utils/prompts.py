@@ -69,8 +69,7 @@ def truncate_prompt(prompt: str, tokenizer, max_tokens: int, truncation: str = "
     """
     ids = tokenizer(prompt)["input_ids"]
     if len(ids) > max_tokens and truncation == "oldest":
-        recent = fit_history(split_prompt(prompt)[1], tokenizer, max_tokens)
-        ids = tokenizer(build_prompt(recent))["input_ids"]
+        ids = tokenizer(build_prompt(fit_history(split_prompt(prompt)[1], tokenizer, max_tokens)))["input_ids"]
     cut = ids[-max_tokens:]
     if len(cut) < len(ids) and ids[0] == tokenizer.bos_token_id:
         cut[0] = ids[0]  # generation's tokenizer keeps BOS when it truncates, so training does too

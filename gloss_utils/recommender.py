@@ -78,7 +78,7 @@ class Recommender:
     vectors: np.ndarray | None = field(default=None, repr=False)  # of catalog.text
     purchases: pd.DataFrame | None = field(default=None, repr=False)  # per user, items and days: what is counted
     trained: rankers.Trained | None = field(default=None, repr=False)  # SASRec and trees, where the system has them
-    home: paths.DatasetPaths | None = None  # where the language model lies
+    models: Sequence[Path] = ()  # the folders of the language model, and of its base where that was made here
     removed: Sequence[int] = ()  # item numbers
 
     def __post_init__(self):
@@ -144,12 +144,12 @@ class Recommender:
         counts = item_counts(purchases["items"], len(catalog))
         popular = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         signals = _count(system, purchases, vectors, weights, trained)
-        model = _open_model(home, settings, texts) if "texts" in system else (None, None)
-        counted = signals, weights, vectors, purchases, trained, home if "texts" in system else None
-        return cls(catalog, index, *model, popular, policy, system, settings, *counted)
+        write, fit, models = _open_model(home, settings, texts) if "texts" in system else (None, None, ())
+        counted = signals, weights, vectors, purchases, trained, models
+        return cls(catalog, index, write, fit, popular, policy, system, settings, *counted)
 
     def save(self, folder: str | Path) -> Path:
-        """Write all that `open` needs into one folder, whole or not at all; a base model of the hub stays there."""
+        """Write all that `open` needs into one folder, whole or not at all; of a base, what notebook 03 made."""
         folder = paths.resolve(folder)
         if folder.exists() and not (folder / ABOUT).exists():
             raise ValueError(f"{paths.show(folder)} is there and holds no recommender: save into a folder of its own")
@@ -162,9 +162,8 @@ class Recommender:
                 np.save(path / VECTORS, self.vectors)
             if self.trained:
                 self.trained.write(path)
-            if self.home:
-                model, inside = self.settings["model"], replace(self.home, root=path)
-                shutil.copytree(self.home.model(model), inside.model(model), ignore=lambda *_: ["checkpoints"])
+            for source in self.models:
+                shutil.copytree(source, path / "models" / source.name, ignore=lambda *_: ["checkpoints"])
             files = filter(Path.is_file, sorted(path.rglob("*")))
             files = {file.relative_to(path).as_posix(): file_sha256(file) for file in files}
             about = {"settings": self.settings, "weights": self.weights, "files": files}
@@ -174,7 +173,7 @@ class Recommender:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Recommender":
-        """Open what `save` wrote, and count again; nothing outside the folder is read, but for a base of the hub."""
+        """Open what `save` wrote, and count again; nothing else is read, but a base that notebook 03 did not make."""
         folder = paths.resolve(folder)
         about, catalog, *counted, trained = paths.read_file(folder, _read_folder, "save the recommender again")
         removed, home = np.flatnonzero(catalog.pop("removed")), paths.DatasetPaths(folder.name, folder)
@@ -389,18 +388,21 @@ def embed_texts(users: Sequence, texts: Sequence, vectors: np.ndarray, encoder: 
     return fusion.GeneratedTexts(dict(zip(users, parts)), vectors)
 
 
-def _open_model(home: paths.DatasetPaths, settings: dict, catalog_texts: list[str]) -> tuple[Callable, Callable]:
-    """Load the language model: a call that writes texts, and one that cuts a history to its context."""
+def _open_model(
+    home: paths.DatasetPaths, settings: dict, catalog_texts: list[str]
+) -> tuple[Callable, Callable, set[Path]]:
+    """Load the language model: a call that writes texts, one that cuts a history to its context, and its folders."""
     from .generation import CatalogTrie, generate, get_strategy
     from .language_models import load_finetuned, read_run
 
     strategy = get_strategy(settings["strategy"])
     network, tokenizer = load_finetuned(home, settings["model"])
     trie = CatalogTrie(catalog_texts, tokenizer) if strategy.constrained else None
-    length = read_run(home, settings["model"])["settings"]["max_seq_length"]  # as in training
+    run = read_run(home, settings["model"])
+    length, folders = run["settings"]["max_seq_length"], {home.model(settings["model"]), home.model(run["model"])}
     write_texts = partial(generate, network, tokenizer, strategy=strategy, max_seq_length=length, trie=trie)
     fit_history = partial(prompts.fit_history, tokenizer=tokenizer, max_tokens=length - strategy.max_new_tokens)
-    return write_texts, fit_history
+    return write_texts, fit_history, set(filter(Path.exists, folders))
 
 
 def _read_folder(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, np.ndarray | None]:

@@ -1,5 +1,8 @@
 """Signals, fusion and the choice of weights."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -229,3 +232,28 @@ def test_real_beauty_beats_star(real):
     fitted = fusion.fit_signals(splits.training_histories(beauty), vectors, days=days)
     found = evaluate(fusion.fuse(fitted, weights, test).items, test.targets).mean()
     assert found["recall@5"] > 0.080 and found["ndcg@5"] > 0.060
+
+
+def test_calls_from_two_threads_leave_blas_as_many_threads_as_it_had():
+    """The limit is the process's: the second of two overlapping calls put back the first one's, for good."""
+
+    class Slow:
+        def score(self, task):
+            time.sleep(0.1)
+            return np.zeros((len(task), 3), dtype=np.float32)
+
+    def call():
+        fusion.fuse({"slow": Slow()}, {"slow": 1.0}, make_task([[0]]), k=1)
+
+    def counts():
+        return [library["num_threads"] for library in fusion.BLAS.info() if library["user_api"] == "blas"]
+
+    if (before := counts()) and max(before) == 1:
+        pytest.skip("one core: there is nothing to limit")
+    calls = [threading.Thread(target=call) for _ in range(2)]
+    for one in calls:
+        one.start()
+        time.sleep(0.05)
+    for one in calls:
+        one.join()
+    assert before and counts() == before

@@ -354,8 +354,16 @@ def test_a_store_of_two_files_is_split_and_a_wrong_one_refused(prepared, tmp_pat
     interactions.to_parquet(root / "interactions.parquet")
     at_scale.main(out)
     assert f"test: {len(prepared.splits['test']):,} users" in capsys.readouterr().out
+    one = interactions[interactions["reviewer_id"] == interactions["reviewer_id"][0]]
+    one.assign(reviewer_id=7).to_parquet(root / "interactions.parquet")  # one user, with a number for an id
+    at_scale.main(out)
+    assert "test: 1 users" in capsys.readouterr().out
+    for wrong in (one.iloc[::-1], interactions.iloc[::-1]):
+        wrong.to_parquet(root / "interactions.parquet")
+        with pytest.raises(SystemExit, match="is not sorted: sort it by reviewer_id, and each user"):
+            at_scale.main(out)
     interactions.iloc[::-1].to_parquet(root / "interactions.parquet")
-    with pytest.raises(SystemExit, match="not sorted by reviewer_id"):
+    with pytest.raises(SystemExit, match="is not sorted: sort it by reviewer_id, and each user"):
         at_scale.main(out)
     interactions.assign(asin=interactions["asin"].where(interactions.index != 7, "NOWHERE")).to_parquet(
         root / "interactions.parquet"

@@ -47,6 +47,7 @@ LISTS = pa.schema(
         "asins": pa.list_(pa.string()),  # ranked items, best first
     }
 )
+INTERACTIONS = pa.schema({"reviewer_id": pa.string(), "asin": pa.string(), "timestamp": pa.int64()})
 BATCHES = pa.schema({"reviewer_id": pa.string(), "ptext": pa.string(), "seen_asins": pa.list_(pa.string())})
 
 
@@ -308,16 +309,18 @@ def write_splits(interactions: Path, catalog: pd.DataFrame, folder: Path, users:
     A ValueError where the users are not sorted, or an item is not in the catalog.
     """
     catalog = catalog.assign(text=catalog["text"].astype(pd.ArrowDtype(pa.string())))
-    table = pq.read_table(interactions)
-    items = pc.index_in(table["asin"], value_set=pa.array(catalog["asin"], pa.string()))
+    table = pq.read_table(interactions, columns=INTERACTIONS.names).cast(INTERACTIONS)
+    items = pc.index_in(table["asin"], value_set=pa.array(catalog["asin"].astype(str), pa.string()))
     if items.null_count:
         unknown = table["asin"].filter(pc.is_null(items))[0]
         raise ValueError(f"{show(interactions)} has the item '{unknown}', which is not in the catalog: add it there")
     table = table.append_column("item", items := items.combine_chunks())
     runs = pc.run_end_encode(table["reviewer_id"].combine_chunks())
-    if not pc.all(pc.less(runs.values[:-1], runs.values[1:])).as_py():
-        raise ValueError(f"{show(interactions)} is not sorted by reviewer_id: sort it by reviewer_id and timestamp")
     names, bounds = runs.values.to_pylist(), np.append(0, runs.run_ends)
+    times = table["timestamp"].to_numpy()
+    back = np.flatnonzero(times[1:] < times[:-1]) + 1
+    if not np.isin(back, bounds).all() or not pc.all(pc.less(runs.values[:-1], runs.values[1:]), min_count=0).as_py():
+        raise ValueError(f"{show(interactions)} is not sorted: sort it by reviewer_id, and each user by timestamp")
     drawn = set(splits.draw_validation_users(names))
     writers, rows = {}, {}
     folder.mkdir(parents=True, exist_ok=True)
