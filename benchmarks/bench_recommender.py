@@ -21,7 +21,7 @@ import pandas as pd
 
 from gloss_utils import Recommender, raw_data
 from gloss_utils.paths import PROJECT_ROOT, write_atomically
-from gloss_utils.recommender import TRAINED
+from gloss_utils.recommender import HALVES, TRAINED
 from gloss_utils.splits import Prepared, Task, load_prepared, load_task, purchase_days, sample_users
 
 LIMIT_SECONDS, LIMIT_MEDIAN, LIMIT_ALL = 1.0, 0.01, 15.0
@@ -74,7 +74,7 @@ def measure_beauty(data_dir: str | Path, num_users: int) -> pd.DataFrame:
     task, rows = load_task(prepared), []
     asins, dates = zip(*read_histories(prepared, task))
     some = read_histories(prepared, sample_users(task, num_users))
-    for system in ("most-popular", "lis", "star", "fused", *(TRAINED if prepared.paths.ranker.exists() else ())):
+    for system in ("most-popular", "lis", *HALVES, "fused", *(TRAINED if prepared.paths.ranker.exists() else ())):
         recommender, loading, _ = timed(Recommender.load, "beauty", system=system, data_dir=data_dir)
         with tempfile.TemporaryDirectory() as folder:
             recommender.save(Path(folder) / "served")

@@ -52,7 +52,7 @@ class Signal(Protocol):
     """Anything that scores the whole catalog for some users."""
 
     def score(self, task: Task) -> np.ndarray:
-        """Return float32 [num_users, num_items]: higher is better, 0 is "nothing known"."""
+        """Return a new float32 [num_users, num_items]: higher is better, 0 is "nothing known"."""
 
 
 @dataclass(frozen=True)

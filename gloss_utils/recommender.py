@@ -29,7 +29,9 @@ from .raw_files import to_seconds
 from .splits import Prepared, Task, load_prepared, load_task, purchase_days, training_histories
 
 TRAINED = ("sasrec", "fused + sasrec", "learned ranking")  # by notebook 07
-SYSTEMS = ("most-popular", "lis", "star", "fused", "texts", "fused + texts", *TRAINED)
+SYSTEMS = ("most-popular", "lis", "star", "star + transitions", "fused", "texts", "fused + texts", *TRAINED)
+HALVES = {"star": dict.fromkeys(("text", "cooccurrence"), 0.5)}  # weights that are not fitted
+HALVES["star + transitions"] = HALVES["star"] | {"transitions": 0.5}
 DEPTH = 20  # hits per text
 NEAR = 0.85  # how alike a misspelt title and a title of the catalog must be, 0 to 1
 ASIN = re.compile(r"[A-Z0-9]{10}")
@@ -127,7 +129,7 @@ class Recommender:
         settings = {"dataset": dataset, "model": model, "retriever": retriever, "policy": policy}
         settings |= {"strategy": strategy, "encoder": encoder, "system": system}
         texts = prepared.catalog["text"].tolist()
-        needed = system in ("star", "fused", "fused + texts", *TRAINED) or retriever != "bm25"
+        needed = system not in ("most-popular", "lis", "texts") or retriever != "bm25"
         trained = rankers.load(prepared, encoder) if system in TRAINED else None
         vectors = encode(texts, encoder, cache_dir=prepared.paths.cache) if needed else None
         weights = trained.about["weights"][system] if trained else _choose_weights(prepared, vectors, settings)
@@ -353,20 +355,20 @@ class Recommender:
 
 
 def _count(system: str, purchases: pd.DataFrame, vectors, weights: dict, trained) -> dict:
-    """Fit the signals of the weights, in their order; STAR adds the cosines as they are, without a root."""
+    """Fit the signals of the weights, in their order; STAR adds its signals as they are, without a root."""
     names = [name for name in weights if name not in ("generated", "sasrec")]
     days = {str(user): dates for user, dates in enumerate(purchases["days"])}
     signals = fusion.fit_signals(list(purchases["items"]), vectors, names, days) if names else {}
     if trained:
         signals["sasrec"] = trained.signal(vectors)
         signals = {name: signals[name] for name in weights}  # the trees' columns have this order
-    return {name: replace(signal, power=1) for name, signal in signals.items()} if system == "star" else signals
+    return {name: replace(signal, power=1) for name, signal in signals.items()} if system in HALVES else signals
 
 
 def _choose_weights(prepared: Prepared, vectors: np.ndarray | None, settings: dict) -> dict[str, float]:
     """The weights of a system's signals: STAR's halves, or on validation users, as notebook 07 chooses them."""
     if "fused" not in settings["system"]:
-        return {"text": 0.5, "cooccurrence": 0.5} if settings["system"] == "star" else {}
+        return HALVES.get(settings["system"], {})
     histories, held_out = fusion.extend_validation(prepared)
     signals = fusion.fit_signals(histories, vectors, days=purchase_days(prepared))
     weights = fusion.choose_weights(fusion.gather_candidates(signals, held_out))
@@ -388,9 +390,7 @@ def embed_texts(users: Sequence, texts: Sequence, vectors: np.ndarray, encoder: 
     return fusion.GeneratedTexts(dict(zip(users, parts)), vectors)
 
 
-def _open_model(
-    home: paths.DatasetPaths, settings: dict, catalog_texts: list[str]
-) -> tuple[Callable, Callable, set[Path]]:
+def _open_model(home: paths.DatasetPaths, settings: dict, catalog_texts: list[str]) -> tuple[Callable, Callable, set]:
     """Load the language model: a call that writes texts, one that cuts a history to its context, and its folders."""
     from .generation import CatalogTrie, generate, get_strategy
     from .language_models import load_finetuned, read_run

@@ -205,6 +205,10 @@ def notebook_ranks(store, system: str) -> np.ndarray:
     vectors = encode(texts, cache_dir=prepared.paths.cache)
     if system == "star":
         return baselines.star(task, vectors, baselines.cooccurrence(histories, len(texts))).items
+    if system == "star + transitions":
+        fitted = fusion.fit_signals(histories, vectors, ("text", "cooccurrence", "transitions"))
+        cosines = {name: recommender.replace(signal, power=1) for name, signal in fitted.items()}
+        return fusion.fuse(cosines, dict.fromkeys(cosines, 0.5), task).items
     if system in recommender.TRAINED:
         trained = rankers.load(prepared, "minilm")
         weights = trained.about["weights"][system]

@@ -337,6 +337,6 @@ def test_every_system_says_what_it_lacks(served):
             said[system] = len(load(served, system).recommend([ROSE], 3))
         except FileNotFoundError as error:
             said[system] = str(error).split(": ")[1][:15]
-    expected = dict.fromkeys(("most-popular", "lis", "star", "fused"), 3)
+    expected = dict.fromkeys(("most-popular", "lis", "star", "star + transitions", "fused"), 3)
     expected |= dict.fromkeys(("texts", "fused + texts"), "run notebook 03")
     assert said == expected | dict.fromkeys(TRAINED, "run notebook 07")
