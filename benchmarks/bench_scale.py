@@ -78,12 +78,11 @@ def make_store(dataset: str, raw_dir: str, size: int, folder: Path, numbers: str
     owners = np.repeat(np.arange(len(users), dtype=np.int32), lengths)
 
     write_catalog(catalog, place, rng, folder / "catalog.parquet")
-    schema = pa.schema({"reviewer_id": pa.string(), "asin": pa.string(), "timestamp": pa.int64()})
-    with pq.ParquetWriter(folder / "interactions.parquet", schema) as writer:
+    with pq.ParquetWriter(folder / "interactions.parquet", at_scale.INTERACTIONS) as writer:
         for start in range(0, len(rows), ROWS):
             part = slice(start, start + ROWS)
             columns = [name_numbers("U", owners[part]), name_numbers("B", bought[part]), pa.array(times[part])]
-            writer.write_table(pa.table(columns, schema=schema))
+            writer.write_table(pa.table(columns, schema=at_scale.INTERACTIONS))
 
 
 def name_numbers(letter: str, numbers: np.ndarray) -> pa.Array:

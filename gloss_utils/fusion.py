@@ -246,10 +246,10 @@ def fuse(signals: Mapping, weights: Mapping, task: Task, k: int = 10, hidden: Se
 def rank_blocks(rank: Callable, task: Task, hidden: Sequence | None, signal: Signal, matrices: int = 1) -> Hits:
     """Join what `rank(users, hidden items)`, which holds so many matrices of scores, finds for blocks of users."""
     hidden = task.seen_items if hidden is None else hidden
-    order = np.argsort([len(items) for items in task.seen_items], kind="stable")  # SASRec pads to a block's longest
     with LOCK, BLAS.limit(limits=1, user_api="blas"):  # beside the pool's threads, its own only wait for each other
         if len(task) == 1:  # to hand out work of a millisecond takes longer than to do it
             return rank(task, hidden)
+        order = np.argsort([len(items) for items in task.seen_items], kind="stable")  # SASRec pads to the longest
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy and scipy let go of the GIL
             rows = (order[rows] for rows in row_blocks(task, signal, matrices))
             parts = pool.map(lambda part: rank(task.take(part), [hidden[row] for row in part]), rows)
